@@ -1,0 +1,1 @@
+"""mimicvideo: video-to-action policies on pretrained video models."""

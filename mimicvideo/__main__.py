@@ -1,0 +1,99 @@
+"""`mimicvideo VERB`: finds the verb, which then imports its own stack and no other, so that help answers at once."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from mimicvideo.messages import ConfigError, nearest
+
+VERBS = {
+    "demos": "scripted experts generate demonstrations in a benchmark",
+    "fit": "trains: stage 1 adapts the video model, stage 2 learns the action decoder",
+    "validate": "computes the validation losses of a checkpoint",
+    "test": "the same on the test split",
+    "predict": "predictions for a data set",
+    "rollout": "runs a policy in a benchmark: success rates, latency, videos",
+    "report": "one self-contained HTML page of a study: success table, curves, videos",
+    "sweep": "runs a verb once for each combination of values, or lets an optimiser choose them",
+}
+
+EXPECTED = (ValueError, ArithmeticError, RuntimeError, OSError, ImportError)  # what our messages come with
+
+HELP = f"""usage: mimicvideo VERB [options]     (`mimicvideo VERB --help` lists a verb's options)
+
+verbs:
+{chr(10).join(f"  {verb:9} {does}" for verb, does in VERBS.items())}
+
+examples:
+  mimicvideo demos --config conf/demos.yaml --root datasets/mt10
+  mimicvideo fit --config conf/experiment/quickstart_video.yaml --trainer.max_steps=500 --run_dir=runs/video
+  mimicvideo fit --config conf/experiment/quickstart_action.yaml --model.block=5 --run_dir=runs/action
+  mimicvideo rollout --config conf/rollout.yaml --policy runs/action/checkpoints/last.ckpt
+  mimicvideo sweep fit experiment=quickstart_action model.init_args.block=1,3,5 hydra/launcher=joblib
+"""
+
+
+def main() -> None:
+    """Runs the verb that the command line names; exits with status 2 if the line is wrong, 1 if the work fails."""
+    argv = sys.argv[1:]
+    verb = argv[0] if argv else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"mimicvideo {version('mimicvideo')}")
+        return
+    try:
+        if verb not in VERBS:
+            raise ConfigError(f"there is no verb {verb!r}{nearest(verb, VERBS)}")
+        run(verb, argv)
+    except ConfigError as error:
+        sys.exit(_fail(verb, error, status=2))
+    except Exception as error:
+        ours = _raised_by_us(error)
+        if ours is None or os.environ.get("MIMICVIDEO_TRACEBACK"):
+            raise
+        sys.exit(_fail(verb, ours, status=1, hint="(MIMICVIDEO_TRACEBACK=1 shows where this was raised)"))
+
+
+def run(verb: str, argv: list[str]) -> None:
+    """Imports the verb's own stack and runs it."""
+    if verb == "sweep":
+        from mimicvideo.sweep import sweep
+
+        sweep(argv[1:])
+    elif verb in ("fit", "validate", "test", "predict"):
+        from mimicvideo.cli import MimicVideoCLI
+
+        MimicVideoCLI()
+    else:
+        from mimicvideo.functions import run_function
+
+        run_function(argv)
+
+
+def _raised_by_us(error: BaseException | None) -> BaseException | None:
+    """The innermost error that a line of this package raised, whose message is written for the user; None if there is none.
+
+    jsonargparse wraps what constructors raise, so that the chain of causes is searched. Other kinds are defects: no message of
+    ours explains them.
+    """
+    package, found = Path(__file__).resolve().parent, None
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, EXPECTED) and frames and package in Path(frames[-1].filename).resolve().parents:
+            found = error
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _fail(verb: str, error: BaseException, status: int, hint: str = "") -> int:
+    sys.stderr.write(f"mimicvideo {verb}: error: {error}\n" + (f"{hint}\n" if hint else ""))
+    return status
+
+
+if __name__ == "__main__":
+    main()

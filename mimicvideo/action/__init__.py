@@ -1,0 +1,1 @@
+"""Stage 2: a policy that reads the video model's hidden states."""

@@ -1,0 +1,52 @@
+"""What observations and actions must be: checks of a policy's contract against its sizes, its data and what it is shown."""
+
+import json
+from typing import Any
+
+from mimicvideo.types import Observation
+
+
+def check_contract(contract: dict[str, Any], action_dim: int, proprio_dim: int, horizon: int) -> None:
+    """Raises ValueError if a contract's sizes are not those of the model."""
+    pairs = {
+        "horizon": (horizon, contract["horizon"], "control steps"),
+        "action_dim": (action_dim, len(contract["actions"]), f"actions {contract['actions']}"),
+        "proprio_dim": (proprio_dim, len(contract["proprio"]), f"proprio {contract['proprio']}"),
+    }
+    for name, (model, data, what) in pairs.items():
+        if model != data:
+            raise ValueError(f"the model's {name} is {model}, the data has {data} ({what}): set model.init_args.{name} to {data}")
+    observed, future = contract["observed"], contract["future"]
+    if observed < 1 or (observed - 1) % 4 or future < 4 or future % 4:
+        raise ValueError(
+            f"observed must be 1 + 4m and future a multiple of 4 (the VAE joins 4 frames), got observed={observed}, future={future}"
+        )
+
+
+def check_same_contract(saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises ValueError naming every key in which the data's contract differs from the checkpoint's."""
+    differing = [key for key in sorted(saved.keys() | given.keys()) if _canonical(saved.get(key)) != _canonical(given.get(key))]
+    if differing:
+        lines = "; ".join(f"{key}: checkpoint {saved.get(key)!r}, data {given.get(key)!r}" for key in differing)
+        raise ValueError(f"the data does not fit what the policy was trained on: {lines}. Use the data it was trained on, or train anew.")
+
+
+def check_observation(observation: Observation, contract: dict[str, Any]) -> None:
+    """Raises ValueError if an observation's video, proprio or prompts have another size than the contract says."""
+    cameras = contract["cameras"]
+    batch = len(observation["prompt"])
+    frame = (cameras[0]["height"], sum(camera["width"] for camera in cameras), 3)
+    expected = {"video": (batch, contract["observed"], *frame), "proprio": (batch, 1, len(contract["proprio"]))}
+    for key, shape in expected.items():
+        if key not in observation:
+            raise ValueError(f"the observation lacks {key!r}")
+        if tuple(observation[key].shape) != shape:
+            names = ", ".join(camera["name"] for camera in cameras)
+            raise ValueError(
+                f"observation[{key!r}] has shape {tuple(observation[key].shape)}, expected {shape} for {batch} prompts"
+                + (f" (batch, observed frames, height, width, 3; cameras {names} side by side)" if key == "video" else "")
+            )
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,83 @@
+"""ActionDecoder: what stage 2 trains, the velocity field of an action chunk given the video model's hidden states."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes that a decoder takes from elsewhere: the backbone's width and the robot's data.
+
+    Attributes:
+        context_dim: Width of the backbone's hidden states.
+        action_dim: Numbers per control step.
+        proprio_dim: Numbers per observed state.
+        horizon: Control steps in a chunk.
+        history: Observed states.
+    """
+
+    context_dim: int
+    action_dim: int
+    proprio_dim: int
+    horizon: int
+    history: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class PreparedContext:
+    """What a decoder needs of the hidden states, computed once per chunk: it does not depend on tau_action.
+
+    Attributes:
+        batch: How many samples it holds.
+        keys: One tensor per block, laid out as the decoder likes.
+        values: The same.
+    """
+
+    batch: int
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+class ActionDecoder(nn.Module, ABC):
+    """v(A_tau, proprio, hidden states, tau_action, tau_video) = noise - clean, in normalised action units."""
+
+    shape: DecoderShape
+
+    @abstractmethod
+    def prepare_context(self, hidden_states: Float[Tensor, "batch tokens context_dim"]) -> PreparedContext:
+        """The part of the computation that every integration step and every draw shares."""
+
+    @abstractmethod
+    def forward(
+        self,
+        actions: Float[Tensor, "samples horizon action_dim"],
+        tau_action: Float[Tensor, " samples"],
+        context: PreparedContext,
+        tau_video: Float[Tensor, " samples"],
+        proprio: Float[Tensor, "samples history proprio_dim"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "samples horizon action_dim"]:
+        """The velocity at noise level `tau_action`.
+
+        Args:
+            actions: Noisy, normalised actions. Several draws per context may be given: samples = batch * draws, and
+                sample i reads context i // draws, as `repeat_interleave(draws)` lays them out.
+            tau_action: Noise level of the actions, in [0, 1].
+            context: From `prepare_context`.
+            tau_video: Noise level at which the hidden states were taken, in [0, 1].
+            proprio: Normalised proprioception.
+            generator: CPU generator for what is random in training, the proprio mask.
+        """
+
+
+DecoderFactory = Callable[[DecoderShape], ActionDecoder]

@@ -1,0 +1,86 @@
+"""load_policy: an ActionPolicy from its checkpoint alone; no dataset, run folder or stage-1 adapter is read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from mimicvideo.action.policy import ActionPolicy
+from mimicvideo.action.state import IncompatibleCheckpointError, require_kind
+from mimicvideo.callbacks.safe_checkpoint import verify_checkpoint
+
+TRUSTED = ("mimicvideo.",)  # a checkpoint may name classes of these packages and no other
+TRAINING_ONLY = ("optimizer", "scheduler", "latent_cache")  # hyper-parameters that acting does without
+
+
+def load_policy(path: str | Path, device: str | torch.device = "cpu") -> ActionPolicy:
+    """Builds the policy that a checkpoint describes, with its averaged weights if it has them, ready to act.
+
+    Base weights are read from where the checkpoint's `pretrained` points and must have the SHA-256 recorded in it; everything
+    that was trained, in either stage, comes from the checkpoint. No code of the file is run: it is read without pickle's
+    classes, and names only classes of this package.
+
+    Args:
+        path: A checkpoint that `mimicvideo fit` wrote in stage 2.
+        device: Where the policy is to act, say `cuda`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedCheckpointError: If it is truncated or a byte of it has changed.
+        IncompatibleCheckpointError: If it is of another kind or architecture, names foreign classes, or the base weights differ.
+        RuntimeError: If the device is not there.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"no GPU is available for device {str(device)!r}: use device cpu")
+    verify_checkpoint(path)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    require_kind(checkpoint)
+    hyper_parameters = checkpoint.get("hyper_parameters")
+    if not hyper_parameters:
+        raise IncompatibleCheckpointError(f"{path} has no hyper-parameters: it was not written by `mimicvideo fit`")
+    policy = build(hyper_parameters)
+    policy.on_load_checkpoint(checkpoint)
+    nn.Module.load_state_dict(policy, checkpoint["state_dict"], strict=False)  # on_load_checkpoint has compared the names
+    if policy.average is not None:
+        policy.average.copy_to(policy.decoder)
+        policy.average = None
+    return policy.eval().to(device)
+
+
+def build(hyper_parameters: Mapping[str, Any]) -> ActionPolicy:
+    """The policy that hyper-parameters of a checkpoint describe, untrained and without its stage-1 adapter.
+
+    Raises:
+        IncompatibleCheckpointError: If they name classes outside this package, or ones that do not exist any more.
+    """
+    config = {key: value for key, value in hyper_parameters.items() if not key.startswith("_") and key not in TRAINING_ONLY}
+    check_class_paths(config)
+    backbone = config["backbone"]
+    init_args = {key: value for key, value in (backbone.get("init_args") or {}).items() if key != "adapter"}
+    config["backbone"] = {**backbone, "init_args": init_args}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ActionPolicy, "policy", fail_untyped=False)
+    try:
+        parsed = parser.parse_object({"policy": config})
+    except Exception as error:  # ArgumentError and its relatives
+        raise IncompatibleCheckpointError(f"this version of mimicvideo cannot build the checkpoint's policy: {error}") from error
+    policy = parser.instantiate_classes(parsed).policy
+    policy.save_hyperparameters(dict(hyper_parameters))  # so that it can be saved again
+    return policy
+
+
+def check_class_paths(value: Any, where: str = "model") -> None:
+    """Raises IncompatibleCheckpointError if a nested configuration names a class outside `TRUSTED`."""
+    if isinstance(value, Mapping):
+        class_path = value.get("class_path")
+        if class_path is not None and not str(class_path).startswith(TRUSTED):
+            raise IncompatibleCheckpointError(f"the checkpoint names {class_path!r} as {where}; only classes of mimicvideo are built")
+        for key, item in value.items():
+            check_class_paths(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_class_paths(item, where)

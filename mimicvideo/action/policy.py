@@ -1,0 +1,400 @@
+"""ActionPolicy: stage 2, the LightningModule that trains an action decoder on a frozen video model and then acts with it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor
+
+from mimicvideo import flow
+from mimicvideo.action import state
+from mimicvideo.action.contract import check_contract, check_observation, check_same_contract
+from mimicvideo.action.decoder import DecoderFactory, DecoderShape, PreparedContext
+from mimicvideo.action.future import Future
+from mimicvideo.ema import WeightAverage
+from mimicvideo.noise import NoiseLevels, check_tau, standard_normal
+from mimicvideo.normalize import Mode, Normalizer
+from mimicvideo.types import Demonstration, Observation
+from mimicvideo.video.backbone import VideoBackbone, VideoCondition
+
+Control = Literal["none", "zero", "shuffle"]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+TRAINING, VALIDATION = 0, 1  # first word of a random draw's seed, so that the two never share numbers
+
+
+class Normalization(TypedDict, total=False):
+    """How units become network units; see `Normalizer` for the modes. Left out: the paper's, `variance` per step."""
+
+    actions: Mode | list[Mode]
+    proprio: Mode | list[Mode]
+    per_step: bool
+
+
+class ActionPolicy(LightningModule):
+    """Learns v(A_tau, proprio, h, tau_a, tau_v) = noise - clean, where h are hidden states of the frozen video model.
+
+    Training: the true clip's latents are noised to tau_v, observed frames kept clean; `block`'s hidden states h come from one
+    truncated pass; normalised actions are noised to tau_a, drawn independently; loss = loss_scale * mean square error of the
+    velocity. Acting: `future` supplies the latents, then the action flow is integrated from 1 to 0 in `num_steps` Euler steps.
+    Every random number of training is a function of (seed, step, position), so a resumed run continues exactly.
+
+    Args:
+        backbone: The video model; it is frozen here.
+        decoder: Makes the decoder from the sizes.
+        future: What the backbone sees of the future when acting.
+        action_dim: Numbers per control step.
+        proprio_dim: Numbers per observed state.
+        horizon: Control steps in a chunk.
+        video_noise: Distribution of tau_v in training.
+        action_noise: Distribution of tau_a in training.
+        block: 0-based block whose output is read; 19 of 28 is the paper's.
+        num_steps: Euler steps of the action flow.
+        draws: (tau_a, noise) draws for each pass of the backbone.
+        loss_scale: Factor of the loss; 10 in the official code.
+        normalization: Units; see `Normalization`.
+        context_control: `zero` replaces the hidden states by zeros, `shuffle` by those of the neighbour in the batch (in a batch of
+            one when acting: by those of the previous call, zeros at the first). Also an attribute, for controls at rollout.
+        latent_cache: Folder for the VAE's latents; without it every batch is encoded anew.
+        validation_taus: tau_v at which validation noises the true future.
+        ema_decay: Decay of the decoder's weight average, which then validates and acts; None for none.
+        optimizer: Makes the optimizer of the decoder's weights.
+        scheduler: Makes the learning-rate schedule, stepped after every optimizer step.
+        seed: Of all draws in training and validation.
+
+    Attributes:
+        contract: What observations and actions must be: robot, control rate, cameras, frames, names. Empty before `fit`.
+
+    Raises:
+        ValueError: If the block does not exist, a noise level lies outside [0, 1], or another number is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: VideoBackbone,
+        decoder: DecoderFactory,
+        future: Future,
+        action_dim: int,
+        proprio_dim: int,
+        horizon: int,
+        video_noise: NoiseLevels,
+        action_noise: NoiseLevels,
+        block: int = 19,
+        num_steps: int = 10,
+        draws: int = 1,
+        loss_scale: float = 10.0,
+        normalization: Normalization | None = None,
+        context_control: Control = "none",
+        latent_cache: str | None = None,
+        validation_taus: Sequence[float] = (0.1, 0.5, 0.9),
+        ema_decay: float | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if _given_hyperparameters.get() is not None:  # built from a configuration: literals. Built by hand, they would be modules.
+            self.save_hyperparameters()
+        if not 0 <= block < backbone.num_blocks:
+            raise ValueError(f"block must lie in [0, {backbone.num_blocks - 1}] for this backbone (0-based), got {block}")
+        for name, value in {"num_steps": num_steps, "draws": draws}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        if context_control not in ("none", "zero", "shuffle"):
+            raise ValueError(f"context_control must be none, zero or shuffle, got {context_control!r}")
+        self.backbone, self.future = backbone, future
+        self.video_noise, self.action_noise = video_noise, action_noise
+        self.block, self.num_steps, self.draws, self.loss_scale, self.seed = block, num_steps, draws, loss_scale, seed
+        self.action_dim, self.proprio_dim, self.horizon = action_dim, proprio_dim, horizon
+        self.context_control: Control = context_control
+        self.latent_cache = latent_cache
+        self.validation_taus = [check_tau(tau, "validation_taus") for tau in validation_taus]
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.contract: dict[str, Any] = {}
+
+        backbone.requires_grad_(False)
+        backbone.eval()
+        self.adapter: dict[str, Any] | None = None  # what stage 1 trained; filled when it is merged into the backbone
+        shape = DecoderShape(backbone.hidden_dim, action_dim, proprio_dim, horizon)
+        self.decoder = decoder(shape)
+        for key in normalization or {}:
+            if key not in Normalization.__annotations__:
+                raise ValueError(f"normalization has no {key!r}: choose from {', '.join(sorted(Normalization.__annotations__))}")
+        modes: Normalization = {"actions": "variance", "proprio": "variance", "per_step": True, **(normalization or {})}
+        self.action_normalizer = Normalizer(action_dim, horizon, modes["actions"], modes["per_step"])
+        self.proprio_normalizer = Normalizer(proprio_dim, shape.history, modes["proprio"], modes["per_step"])
+        self.average = None if ema_decay is None else WeightAverage(self.decoder, ema_decay)
+        self._previous_hidden: Tensor | None = None  # for the shuffle control in batches of one
+
+    # ---- data -----------------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Takes contract and statistics from the data, and hands it the VAE if latents are to be kept.
+
+        Raises:
+            ValueError: If the data's sizes are not this policy's.
+        """
+        self.fuse_adapter()
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        self.adopt_contract(data.contract())
+        if stage == "fit" and not (self.action_normalizer.is_fitted and self.proprio_normalizer.is_fitted):
+            state.fit_normalizers(self, data.statistics())
+        if self.latent_cache is not None:
+            device = self.trainer.strategy.root_device
+            self.backbone.to(device)
+            encode = torch.no_grad()(lambda video: self.backbone.encode_video(video.to(device)))
+            data.attach_latents(encode, key=self.backbone.vae_hash, cache_dir=self.latent_cache)
+
+    def fuse_adapter(self) -> None:
+        """Keeps what stage 1 trained for the checkpoint, then merges it into the backbone's weights. Later calls do nothing."""
+        if self.adapter is None:
+            self.adapter = self.backbone.adapter_state()
+            self.backbone.fuse_adapter()
+
+    def adopt_contract(self, contract: dict[str, Any]) -> None:
+        """Makes `contract` this policy's own. Raises ValueError if it is not the present one or its sizes do not fit."""
+        check_contract(contract, self.action_dim, self.proprio_dim, self.horizon)
+        if self.contract:
+            check_same_contract(self.contract, contract)
+        self.contract = contract
+
+    @property
+    def z_observed(self) -> int:
+        """Latent frames that are kept clean."""
+        return 1 + (self._contract["observed"] - 1) // 4
+
+    @property
+    def z_frames(self) -> int:
+        """Latent frames of a whole clip."""
+        return 1 + (self._contract["observed"] + self._contract["future"] - 1) // 4
+
+    @property
+    def _contract(self) -> dict[str, Any]:
+        if not self.contract:
+            raise RuntimeError("the policy has no contract yet: train it, or load a checkpoint with load_policy(...)")
+        return self.contract
+
+    @torch.no_grad()
+    def _latents(self, batch: Demonstration) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
+        """The true clip's latents, from the batch's cache or its pixels."""
+        if "latents" in batch:
+            latents = batch["latents"].float()
+        else:
+            latents = self.backbone.encode_video(torch.cat([batch["observation"]["video"], batch["future"]], dim=1))
+        if latents.shape[2] != self.z_frames:
+            raise ValueError(f"the batch has {latents.shape[2]} latent frames, the contract's clips have {self.z_frames}")
+        return latents
+
+    def _condition(self, prompts: list[str], latents: Tensor) -> VideoCondition:
+        return VideoCondition(self.backbone.encode_prompt(prompts), latents[:, :, : self.z_observed])
+
+    # ---- the two flows --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _hidden_states(
+        self, noisy: Tensor, tau_video: Float[Tensor, " batch"], condition: VideoCondition
+    ) -> Float[Tensor, "batch tokens context_dim"]:
+        hidden = self.backbone.hidden_states(noisy, tau_video, condition, [self.block])[self.block]
+        if self.context_control == "none":
+            return hidden
+        if self.context_control == "zero":
+            return torch.zeros_like(hidden)
+        previous, self._previous_hidden = self._previous_hidden, hidden[-1:]
+        if hidden.shape[0] > 1:
+            return hidden.roll(1, dims=0)
+        return torch.zeros_like(hidden) if previous is None or previous.shape != hidden.shape else previous
+
+    def _flow_loss(self, batch: Demonstration, generator: torch.Generator) -> Float[Tensor, ""]:
+        """loss_scale * mean (v - (noise - clean))^2 over samples, draws, steps and dimensions, in fp32."""
+        latents = self._latents(batch)
+        size, device = latents.shape[0], latents.device
+        tau_video = self.video_noise.sample(size, generator).to(device)
+        noisy = flow.interpolate(latents, standard_normal(latents.shape, generator, device), tau_video)
+        hidden = self._hidden_states(noisy, tau_video, self._condition(batch["observation"]["prompt"], latents))
+
+        clean = self.action_normalizer.normalize(batch["actions"]).repeat_interleave(self.draws, dim=0)
+        proprio = self.proprio_normalizer.normalize(batch["observation"]["proprio"]).repeat_interleave(self.draws, dim=0)
+        tau_action = self.action_noise.sample(size * self.draws, generator).to(device)
+        noise = standard_normal(clean.shape, generator, device)
+        velocity = self.decoder(
+            flow.interpolate(clean, noise, tau_action),
+            tau_action,
+            self.decoder.prepare_context(hidden),
+            tau_video.repeat_interleave(self.draws),
+            proprio,
+            generator,
+        )
+        return self.loss_scale * F.mse_loss(velocity.float(), flow.velocity_target(clean, noise).float())
+
+    @torch.no_grad()
+    def _sample_actions(
+        self,
+        context: PreparedContext,
+        tau_video: Float[Tensor, " batch"],
+        proprio: Float[Tensor, "batch history proprio_dim"],
+        noise: Float[Tensor, "batch horizon action_dim"],
+    ) -> Float[Tensor, "batch horizon action_dim"]:
+        """Integrates the action flow from `noise`; dataset units in and out (of `proprio` and the result)."""
+        proprio = self.proprio_normalizer.normalize(proprio.to(noise))
+
+        def velocity(actions: Tensor, tau: Tensor) -> Tensor:
+            return self.decoder(actions, tau.expand(actions.shape[0]), context, tau_video, proprio)
+
+        training, _ = self.decoder.training, self.decoder.eval()  # no proprio is masked when acting
+        try:
+            taus = torch.linspace(1, 0, self.num_steps + 1, device=noise.device)
+            return self.action_normalizer.unnormalize(flow.integrate(velocity, noise, taus))
+        finally:
+            self.decoder.train(training)
+
+    @torch.no_grad()
+    def predict_actions(
+        self,
+        observation: Observation,
+        *,
+        future_video: UInt8[Tensor, "batch future height width 3"] | None = None,
+        generator: Generators = None,
+    ) -> Float[Tensor, "batch horizon action_dim"]:
+        """An action chunk for each observation, in dataset units, fp32.
+
+        Args:
+            observation: Must fit `contract`.
+            future_video: The true future, for `OracleFuture`; others ignore it.
+            generator: CPU generator of the noise, or one for each sample, which makes a sample's chunk independent of its batch.
+
+        Raises:
+            ValueError: If the observation is not what the contract says, or the true future is needed and missing.
+        """
+        check_observation(observation, self._contract)
+        video = observation["video"].to(self.device)
+        clean = None
+        if self.future.needs_video and future_video is not None:
+            if future_video.shape[1] != self._contract["future"]:
+                raise ValueError(f"future_video has {future_video.shape[1]} frames, the contract says {self._contract['future']}")
+            clean = self.backbone.encode_video(torch.cat([video, future_video.to(self.device)], dim=1))
+        observed = clean if clean is not None else self.backbone.encode_video(video)
+        condition = self._condition(observation["prompt"], observed)
+        batch, z_channels, _, z_height, z_width = observed.shape
+        noise = gaussian((batch, z_channels, self.z_frames, z_height, z_width), generator).to(self.device)
+        context, tau_video = self._future_context(condition, noise, clean)
+        noise = gaussian((batch, self.horizon, self.action_dim), generator).to(self.device)
+        return self._sample_actions(context, tau_video, observation["proprio"], noise).float()
+
+    def _future_context(
+        self, condition: VideoCondition, noise: Tensor, clean: Tensor | None
+    ) -> tuple[PreparedContext, Float[Tensor, " batch"]]:
+        tau_video = torch.full(noise.shape[:1], self.future.tau, device=noise.device)
+        latents = self.future.latents(self.backbone, condition, noise, clean)
+        return self.decoder.prepare_context(self._hidden_states(latents, tau_video, condition)), tau_video
+
+    # ---- Lightning ------------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Demonstration, batch_idx: int) -> Float[Tensor, ""]:
+        accumulate = self.trainer.accumulate_grad_batches
+        loss = self._flow_loss(batch, self._generator(TRAINING, self.global_step * accumulate + batch_idx % accumulate))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["actions"]))
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update()
+
+    @torch.no_grad()
+    def validation_step(self, batch: Demonstration, batch_idx: int) -> None:
+        """Logs the flow loss and the mean square error of sampled chunks, in dataset units.
+
+        `val/action_mse_tau_0.50` reads the true future noised to that tau_v, `val/action_mse` is the mean over `validation_taus`,
+        and `val/action_mse_generated` lets `future` supply the latents, as when acting. All noise is the same in every validation.
+        """
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: Demonstration, batch_idx: int) -> None:
+        """As `validation_step`, logged as `test/...`."""
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: Demonstration, batch_idx: int, split: str) -> None:
+        generator = self._generator(VALIDATION, batch_idx)
+        with self.averaged_weights():
+            metrics = {"loss": self._flow_loss(batch, generator)}
+            latents = self._latents(batch)
+            condition = self._condition(batch["observation"]["prompt"], latents)
+            noise = gaussian(latents.shape, generator).to(latents)
+            action_noise = gaussian(batch["actions"].shape, generator).to(latents.device)
+
+            def error(context: PreparedContext, tau_video: Tensor) -> Tensor:
+                actions = self._sample_actions(context, tau_video, batch["observation"]["proprio"], action_noise)
+                return F.mse_loss(actions, batch["actions"])
+
+            for tau in self.validation_taus:
+                tau_video = torch.full(latents.shape[:1], tau, device=latents.device)
+                hidden = self._hidden_states(flow.interpolate(latents, noise, tau_video), tau_video, condition)
+                metrics[f"action_mse_tau_{tau:.2f}"] = error(self.decoder.prepare_context(hidden), tau_video)
+            if self.validation_taus:
+                metrics["action_mse"] = torch.stack([metrics[f"action_mse_tau_{tau:.2f}"] for tau in self.validation_taus]).mean()
+            metrics["action_mse_generated"] = error(*self._future_context(condition, noise, latents))
+        named = {f"{split}/{name}": value for name, value in metrics.items()}
+        self.log_dict(named, batch_size=len(batch["actions"]), sync_dist=True, add_dataloader_idx=False)
+
+    @torch.no_grad()
+    def predict_step(self, batch: Demonstration, batch_idx: int) -> Float[Tensor, "batch horizon action_dim"]:
+        """Action chunks for the observations of a batch, with the averaged weights and noise that depends on `batch_idx` only."""
+        with self.averaged_weights():
+            generator = self._generator(VALIDATION, batch_idx)
+            return self.predict_actions(batch["observation"], future_video=batch.get("future"), generator=generator)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The decoder with its weight average, if there is one, for the length of a `with` block."""
+        if self.average is None:
+            yield
+        else:
+            with self.average.applied_to(self.decoder):
+                yield
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.decoder.parameters())
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def train(self, mode: bool = True) -> "ActionPolicy":
+        """The backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state.pack(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state.unpack(self, checkpoint)
+
+    @property
+    def strict_loading(self) -> bool:
+        """False: a checkpoint rightly lacks the base weights. `on_load_checkpoint` has compared all the others by then."""
+        return False
+
+    def _generator(self, split: int, position: int) -> torch.Generator:
+        words = [self.seed, split, position, self.global_rank]
+        return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def gaussian(shape: Sequence[int], generator: Generators) -> Tensor:
+    """Standard normal numbers on the CPU; with one generator per sample, row i comes from generator i."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(tuple(shape), generator=generator)
+    if len(generator) != shape[0]:
+        raise ValueError(f"got {len(generator)} generators for a batch of {shape[0]}")
+    return torch.stack([torch.randn(tuple(shape[1:]), generator=one) for one in generator])

@@ -1,0 +1,140 @@
+"""LightningCLI over conf/: the arguments that all runs share and the links between them."""
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from mimicvideo.callbacks.nan_guard import NanGuard
+from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
+from mimicvideo.compose import compose_argv
+from mimicvideo.messages import ConfigError, ShortErrors, nearest
+
+# Lightning's own code trips over torch's deprecations, and it advertises a service.
+warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+
+FROM_DATA = ("action_dim", "proprio_dim", "horizon")  # arguments of a policy that its data determines
+NAMED_CHECKPOINTS = ("last", "best", "hpc")
+
+
+class TrainingParser(ShortErrors, LightningArgumentParser):
+    """Lightning's parser with short errors."""
+
+
+class SaveRun(SaveConfigCallback):
+    """Writes the whole resolved configuration as `<run_dir>/<verb>.yaml`, which `--config` takes again."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        super().__init__(parser, config, save_to_log_dir=False, **kwargs)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        run_dir = Path(trainer.default_root_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        verb = trainer.state.fn.value if trainer.state.fn else stage
+        (run_dir / f"{verb}.yaml").write_text(self.parser.dump(self.config, skip_none=False))
+
+
+class MimicVideoCLI(LightningCLI):
+    """LightningCLI whose `--config` takes files of conf/ and whose runs end by writing `<run_dir>/metrics.json`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        options = {"parser_mode": "omegaconf", "allow_abbrev": False}
+        super().__init__(
+            save_config_callback=SaveRun,
+            auto_configure_optimizers=False,  # optimizer and scheduler are factories that a module is given
+            seed_everything_default=0,
+            parser_class=TrainingParser,
+            parser_kwargs={"prog": "mimicvideo", **options, **{verb: dict(options) for verb in self.subcommands()}},
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str, default="runs/dev", help="Where the run writes everything.")
+        parser.add_argument("--objective", type=str, default="val/loss", help="Metric that a sweep optimises.")
+        # Standing callbacks are named arguments, since flags cannot reach the items of a list.
+        parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(NanGuard, "nan_guard")
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+        parser.link_arguments("run_dir", "trainer.logger.init_args.save_dir")  # of one logger or of each in a list
+        # jsonargparse leaves out a link to an argument that the chosen class does not have, so these hold for an
+        # ActionPolicy and do nothing for VideoFinetune and AutoencoderTraining.
+        for name in FROM_DATA:
+            parser.link_arguments(f"data.init_args.{name}", f"model.init_args.{name}")
+        for part in ("data", "model"):
+            parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        if isinstance(args, dict | Namespace):
+            self.config = parser.parse_object(args)
+        else:  # sys.argv stays as it was typed: the other processes of DDP start from it
+            self.config = parser.parse_args(compose_argv(sys.argv[1:] if args is None else args))
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Refuses data that cannot say what the model must take from it; jsonargparse leaves such a link out silently."""
+        config = self.config[self.config.subcommand]
+        model, data = config.model.get("init_args", {}), (config.get("data") or Namespace()).get("init_args", {})
+        missing = [name for name in FROM_DATA if name in model and model[name] is None and name not in data]
+        if missing:
+            chosen = config.data.class_path if config.get("data") else "no data"
+            raise ConfigError(f"{config.model.class_path} takes {', '.join(missing)} from its data, but {chosen} has none: choose --data")
+
+    def _parse_ckpt_path(self) -> None:
+        """The command line, not the checkpoint, says what is run: Lightning 2.6 lets the checkpoint win."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses before anything is built what can only fail later: a GPU or a checkpoint that is not there."""
+        check_devices(self._get(self.config, "trainer"))
+        path = self._get(self.config, "ckpt_path")
+        if path and path not in NAMED_CHECKPOINTS and not Path(path).exists():
+            beside = [other.name for other in Path(path).parent.glob("*.ckpt")]
+            raise ConfigError(f"ckpt_path: there is no {path}{nearest(Path(path).name, beside)}")
+
+    def _write_metrics(self) -> None:
+        if self.trainer.is_global_zero:
+            run_dir = Path(self.trainer.default_root_dir)  # not log_dir, which is a collective operation
+            run_dir.mkdir(parents=True, exist_ok=True)
+            metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2))
+
+    after_fit = after_validate = after_test = _write_metrics
+
+
+class CheckingCLI(MimicVideoCLI):
+    """Parses and checks a configuration; builds nothing, runs nothing, and asks for no GPU."""
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def check_devices(trainer: Namespace) -> None:
+    """Raises ConfigError if the trainer asks for a GPU, or for more of them, than this machine has."""
+    if trainer.get("accelerator") not in ("gpu", "cuda"):
+        return
+    there, devices = torch.cuda.device_count(), trainer.get("devices", 1)
+    if isinstance(devices, str) and not devices.isdigit():
+        wanted = 1  # "auto", "-1", "0,1": at least one
+    elif isinstance(devices, list):
+        wanted = max(devices, default=0) + 1
+    else:
+        wanted = max(int(devices), 1)
+    if wanted > there:
+        has = "no GPU that PyTorch can use" if there == 0 else f"{there} GPU(s)"
+        fix = "--config conf/trainer/cpu.yaml (in a sweep: trainer=cpu)" if there == 0 else f"--trainer.devices={there}"
+        raise ConfigError(f"trainer.accelerator={trainer.accelerator} asks for {wanted} GPU(s), but this machine has {has}: use {fix}")
+
+
+def _checkpoint_folder(run_dir: str) -> str:
+    return f"{run_dir}/checkpoints"

@@ -1,0 +1,124 @@
+"""Lists of items become batches: pixels or cached latents, instructions, and for stage 2 states and actions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mimicvideo.data.latents import LatentCache
+from mimicvideo.data.lerobot import LeRobotEpisodes
+from mimicvideo.data.lerobot_tables import Episode
+from mimicvideo.data.sampler import Item
+from mimicvideo.data.window import Tail, Window, fill_tail, proprio_rows
+from mimicvideo.types import Clip, Demonstration
+
+
+@dataclass(frozen=True)
+class Member:
+    """An episode of a list that is trained or validated on.
+
+    Attributes:
+        source: The dataset that it comes from.
+        episode: Its place there.
+        number: Its number over all sources; with one source, its index in the dataset.
+        weight: Relative probability in stage 1.
+    """
+
+    source: LeRobotEpisodes
+    episode: Episode
+    number: int
+    weight: float = 1.0
+
+
+class ClipBatches(Dataset[Any]):
+    """Stage-1 batches.
+
+    Args:
+        members: The episodes that items count.
+        window: The clips' geometry.
+        latents: By source, the caches to read instead of pixels.
+    """
+
+    def __init__(self, members: Sequence[Member], window: Window, latents: dict[int, LatentCache] | None = None) -> None:
+        self.members, self.window = list(members), window
+        self._caches = None if latents is None else [latents[id(member.source)] for member in members]
+
+    def __getitem__(self, items: Sequence[Item]) -> Clip:
+        batch: Clip = {"prompt": self._prompts(items), **self._identity(items)}
+        if self._caches is not None:
+            batch["latents"] = self._latents(items)
+        else:
+            batch["video"] = self._video(items, 0, self.window.frames)
+        return batch
+
+    def _prompts(self, items: Sequence[Item]) -> list[str]:
+        return [self.members[item.episode].episode.instruction for item in items]
+
+    def _identity(self, items: Sequence[Item]) -> Any:
+        return {
+            "episode": torch.tensor([self.members[item.episode].number for item in items]),
+            "row": torch.tensor([item.row for item in items]),
+            "position": torch.tensor([item.position for item in items]),
+        }
+
+    def _latents(self, items: Sequence[Item]) -> Tensor:
+        assert self._caches is not None
+        return torch.stack([self._caches[item.episode].read(self.members[item.episode].episode, item.row) for item in items])
+
+    def _video(self, items: Sequence[Item], start: int, stop: int) -> Tensor:
+        """Frames `start` ... `stop - 1` of each clip."""
+        clips = []
+        for item in items:
+            member = self.members[item.episode]
+            rows = self.window.frame_rows(item.row, member.episode.length)[start:stop]
+            clips.append(member.source.frames(member.episode, rows))
+        return torch.from_numpy(np.stack(clips))
+
+
+class DemonstrationBatches(ClipBatches):
+    """Stage-2 batches.
+
+    Args:
+        members: The episodes that items count.
+        window: The clips' and chunks' geometry.
+        history: States per observation.
+        tail: What actions beyond an episode's end are.
+        hold_dims: See `fill_tail`.
+        latents: By source, the caches to read instead of pixels.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        window: Window,
+        history: int,
+        tail: Tail,
+        hold_dims: tuple[int, ...],
+        latents: dict[int, LatentCache] | None = None,
+    ) -> None:
+        super().__init__(members, window, latents)
+        self._history, self._tail, self._hold_dims = history, tail, hold_dims
+
+    def __getitem__(self, items: Sequence[Item]) -> Demonstration:  # type: ignore[override]
+        actions, proprio = zip(*(self._numbers(item) for item in items), strict=True)
+        batch: Demonstration = {
+            "observation": {"prompt": self._prompts(items), "proprio": torch.from_numpy(np.stack(proprio))},
+            "actions": torch.from_numpy(np.stack(actions)),
+            **self._identity(items),
+        }
+        if self._caches is not None:
+            batch["latents"] = self._latents(items)
+        else:
+            video = self._video(items, 0, self.window.frames)
+            batch["observation"]["video"], batch["future"] = video[:, : self.window.observed], video[:, self.window.observed :]
+        return batch
+
+    def _numbers(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
+        member = self.members[item.episode]
+        steps, beyond = self.window.action_steps(item.row, member.episode.length)
+        actions = fill_tail(member.source.actions(member.episode)[steps], beyond, self._tail, self._hold_dims)
+        return actions, member.source.proprio(member.episode)[proprio_rows(item.row, self._history)]

@@ -1,0 +1,140 @@
+"""Frames out of video files with PyAV: what a file holds, told cheaply, and just the frames that are wanted."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from jaxtyping import Int, UInt8
+
+from mimicvideo.data.errors import VideoError
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What the container says about its video stream."""
+
+    frames: int
+    height: int
+    width: int
+
+
+def inspect(path: Path) -> VideoFacts:
+    """Reads a file's headers and decodes its first frame; a truncated, damaged or empty file does not pass.
+
+    Raises:
+        VideoError: Saying what is wrong, without the file's name.
+    """
+    with _open(path) as (container, stream):
+        entries = list(stream.index_entries)
+        if entries:
+            needed, size = max(entry.pos + entry.size for entry in entries), path.stat().st_size
+            if needed > size:
+                raise VideoError(f"it is truncated: {size} bytes of at least {needed}")
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise VideoError("it holds no frames")
+        frames = len(entries) or stream.frames
+        if not frames:  # a container without an index: count its packets
+            container.seek(0, stream=stream)
+            frames = sum(packet.size > 0 for packet in container.demux(stream))
+        return VideoFacts(frames, first.height, first.width)
+
+
+def decode_frames(
+    path: Path,
+    indices: Sequence[int] | Int[np.ndarray, " frames"],
+    fps: float,
+    size: tuple[int, int] | None = None,
+    strict: bool = False,
+) -> UInt8[np.ndarray, "frames height width 3"]:
+    """Frames of a file as RGB.
+
+    Runs of wanted frames are decoded in sequence; it seeks to a keyframe where that skips more than it repeats.
+
+    Args:
+        path: The file.
+        indices: Which frames, in ascending order, counted from time zero at `fps`.
+        fps: Frames per second of the recording.
+        size: Height and width to resize to, bilinear with antialiasing; None keeps the file's.
+        strict: Whether FFmpeg shall stop at damage that it could paint over.
+
+    Raises:
+        VideoError: If the file cannot be read, lacks a frame, or (strict) is damaged.
+    """
+    wanted = np.asarray(indices, dtype=np.int64)
+    if (np.diff(wanted) <= 0).any():
+        raise ValueError("frame indices must ascend without repetition")
+    frames: list[np.ndarray] = []
+    with _open(path, strict) as (container, stream):
+        to_rgb = VideoReformatter()
+        interval = _keyframe_interval(stream)
+        position, decoded = -1, container.decode(stream)
+        for index in wanted.tolist():
+            if index - position > interval:
+                container.seek(_timestamp(index, fps, stream), stream=stream, backward=True)
+                decoded = container.decode(stream)
+            for frame in decoded:
+                position = _index(frame, fps)
+                if position >= index:
+                    break
+            else:
+                raise VideoError(f"it ends before frame {index}")
+            if strict and frame.is_corrupt:
+                raise VideoError(f"frame {index} is damaged")
+            if position != index:
+                raise VideoError(f"it has no frame at {index / fps:.3f} s (frame {index} at {fps:g} per second)")
+            frames.append(to_rgb.reformat(frame, format="rgb24").to_ndarray())
+    return resize(np.stack(frames), size)
+
+
+def resize(
+    frames: UInt8[np.ndarray, "frames height width 3"], size: tuple[int, int] | None
+) -> UInt8[np.ndarray, "frames new_height new_width 3"]:
+    """Bilinear with antialiasing, as the official pipeline; nothing happens if the frames have that size."""
+    if size is None or frames.shape[1:3] == size:
+        return frames
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)  # a channels-last view
+    resized = torch.nn.functional.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy())
+
+
+@contextmanager
+def _open(path: Path, strict: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its first video stream; whatever FFmpeg complains about inside becomes a VideoError."""
+    if not path.is_file():
+        raise VideoError("there is no such file")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoError("it holds no video")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # data workers are the parallelism
+            if strict:
+                stream.codec_context.options = {"err_detect": "explode"}
+            yield container, stream
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"FFmpeg cannot read it ({error.strerror or type(error).__name__})") from error
+
+
+def _index(frame: av.VideoFrame, fps: float) -> int:
+    if frame.time is None:
+        raise VideoError("it holds a frame without a time")
+    return round(frame.time * fps)
+
+
+def _timestamp(index: int, fps: float, stream: VideoStream) -> int:
+    assert stream.time_base is not None
+    return round(index / fps / stream.time_base)
+
+
+def _keyframe_interval(stream: VideoStream) -> int:
+    """The largest number of frames from one keyframe to the next; a plain guess where the container has no index."""
+    keys = [number for number, entry in enumerate(stream.index_entries) if entry.is_keyframe]
+    return int(np.diff([*keys, len(stream.index_entries)]).max()) if keys else 32

@@ -1,0 +1,223 @@
+"""LatentCache: the VAE's latents of all windows of a dataset on disk, one flat memory-mapped file per episode."""
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import BFloat16, Int
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from mimicvideo.data.lerobot import LeRobotEpisodes
+from mimicvideo.data.lerobot_tables import Episode
+from mimicvideo.data.window import Window
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the files' layout
+DIGEST_BYTES = 32
+BATCH_BYTES, MAX_BATCH = 32 * 2**20, 64  # pixels in one call of the encoder, unless one window alone has more
+
+Encode = Callable[[Tensor], Tensor]  # UInt8[batch frames height width 3] -> Float[batch z_channels z_frames z_height z_width]
+
+
+class LatentCache:
+    """Latents of one dataset, for one window geometry, picture size and encoder.
+
+    A causal VAE encodes a clip's first frame alone, so latents belong to a window, not to a frame. An episode's file holds those of
+    all stage-1 anchors in order as bfloat16, then the SHA-256 of all that; stage 2's anchors are the first of them. Files appear whole
+    or not at all. Everything that latents depend on is hashed into the folder's name, and spelled out in its header.json: a cache of
+    something else is never found.
+
+    Args:
+        cache_dir: Where caches of all kinds lie.
+        source: The dataset.
+        window: Its geometry; horizon and stride do not matter.
+        key: Names the encoder: a hash of its weights.
+    """
+
+    def __init__(self, cache_dir: str | Path, source: LeRobotEpisodes, window: Window, key: str) -> None:
+        self.source, self.window = source, window
+        self._about = {
+            "version": VERSION,
+            "dataset": source.fingerprint,
+            "encoder": key,
+            "cameras": [[camera.name, camera.height, camera.width] for camera in source.cameras],
+            "observed": window.observed,
+            "future": window.future,
+            "frame_interval": window.frame_interval,
+        }
+        name = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()[:32]
+        self.folder = Path(cache_dir).expanduser() / f"latents-{name}"
+        self.shape: tuple[int, ...] | None = self._read_header()  # of one window
+        self._maps: dict[int, np.memmap] = {}
+
+    def missing(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Those without a sound file. Every byte of the others is compared with its SHA-256."""
+        if self.shape is None:
+            return list(episodes)
+        with ThreadPoolExecutor(4) as pool:
+            return [episode for episode, sound in zip(episodes, pool.map(self._is_sound, episodes), strict=True) if not sound]
+
+    def encode(self, episodes: Sequence[Episode], encode: Encode, progress: bool = True) -> None:
+        """Encodes the windows of these episodes and writes their files.
+
+        Args:
+            episodes: Usually what `missing` returns.
+            encode: Called with uint8 video; may return any float type on any device.
+            progress: Whether to show a bar on the standard error.
+
+        Raises:
+            OSError: If a file cannot be written, such as on a full disk; files that are there already stay good.
+            ValueError: If the encoder returns something of another shape, or not finite.
+        """
+        columns = (TextColumn("encoding windows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+            task = bar.add_task("", total=sum(self.window.clip_anchors(episode.length) for episode in episodes))
+            for number, episode in enumerate(episodes):
+                latents = self._encode_episode(episode, encode)
+                first = next(latents)
+                if number == 0:
+                    self._prepare(tuple(first.shape[1:]), episodes)
+                self._write(episode, itertools.chain([first], latents), lambda count: bar.advance(task, count))
+
+    def read(self, episode: Episode, anchor: int) -> BFloat16[Tensor, "z_channels z_frames z_height z_width"]:
+        """The latents of one window, a copy."""
+        latents = self._maps.get(episode.index)
+        if latents is None:
+            assert self.shape is not None
+            shape = (self.window.clip_anchors(episode.length), *self.shape)
+            latents = self._maps[episode.index] = np.memmap(self._path(episode), np.int16, "r", shape=shape)
+        return torch.from_numpy(np.array(latents[anchor])).view(torch.bfloat16)
+
+    def _encode_episode(self, episode: Episode, encode: Encode) -> Iterator[Tensor]:
+        """Latents of all anchors in order, batch by batch; neighbours that show the same frames are encoded once."""
+        rows = np.stack([self.window.frame_rows(anchor, episode.length) for anchor in range(self.window.clip_anchors(episode.length))])
+        starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
+        repeats = np.diff([*starts, len(rows)])
+        frames = self.source.frames(episode, np.arange(episode.length))
+        size = max(1, min(MAX_BATCH, BATCH_BYTES // (self.window.frames * self.source.frame_bytes)))
+        for first in range(0, len(starts), size):
+            chosen = starts[first : first + size]
+            latents = encode(torch.from_numpy(frames[rows[chosen]])).to("cpu", torch.bfloat16)
+            self._check(latents, len(chosen), episode, rows[chosen])
+            yield latents.repeat_interleave(torch.from_numpy(repeats[first : first + size]), dim=0).contiguous()
+
+    def _check(self, latents: Tensor, count: int, episode: Episode, rows: Int[np.ndarray, "count frames"]) -> None:
+        expected = (count, *(self.shape or latents.shape[1:]))
+        if latents.ndim != 5 or tuple(latents.shape) != expected:
+            raise ValueError(f"the encoder returned {tuple(latents.shape)} for {count} windows, expected {expected}")
+        finite = latents.isfinite().flatten(1).all(1)
+        if not finite.all():
+            bad = rows[int((~finite).nonzero()[0])]
+            raise ValueError(f"the encoder returned NaN or infinity for episode {episode.index}, rows {bad[0]} ... {bad[-1]}")
+
+    def _prepare(self, shape: tuple[int, ...], episodes: Sequence[Episode]) -> None:
+        """Writes the header once the shape is known, and makes sure that there is room."""
+        with _disk(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.shape is None:
+                self.shape = shape
+                _write_whole(self.folder / "header.json", [json.dumps({**self._about, "latents": shape}, indent=2).encode()])
+        needed, free = sum(self._bytes(episode) for episode in episodes), shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(
+                f"the latents of {len(episodes)} episodes need {needed / 1e9:.2f} GB, {self.folder} has {free / 1e9:.2f} GB left: "
+                "free some space, or choose another latent_cache"
+            )
+
+    def _write(self, episode: Episode, batches: Iterable[Tensor], advance: Callable[[int], None]) -> None:
+        digest = hashlib.sha256()
+
+        def pieces() -> Iterator[bytes]:
+            for latents in batches:
+                piece = latents.view(torch.int16).numpy().tobytes()
+                digest.update(piece)
+                yield piece
+                advance(len(latents))
+            yield digest.digest()
+
+        with _disk(self.folder):
+            _write_whole(self._path(episode), pieces())
+        self._maps.pop(episode.index, None)
+
+    def _is_sound(self, episode: Episode) -> bool:
+        path = self._path(episode)
+        if not path.is_file():
+            return False
+        if path.stat().st_size != self._bytes(episode):
+            problem = f"it has {path.stat().st_size} bytes, expected {self._bytes(episode)}"
+        else:
+            with path.open("rb") as file:
+                digest, left = hashlib.sha256(), self._bytes(episode) - DIGEST_BYTES
+                while left:
+                    piece = file.read(min(left, 2**22))
+                    digest.update(piece)
+                    left -= len(piece)
+                if file.read() == digest.digest():
+                    return True
+            problem = "its SHA-256 does not match"
+        log.warning("%s is damaged (%s): encoding episode %d anew", path, problem, episode.index)
+        return False
+
+    def _bytes(self, episode: Episode) -> int:
+        assert self.shape is not None
+        return 2 * self.window.clip_anchors(episode.length) * int(np.prod(self.shape)) + DIGEST_BYTES
+
+    def _path(self, episode: Episode) -> Path:
+        return self.folder / f"episode-{episode.index:06d}.bf16"
+
+    def _read_header(self) -> tuple[int, ...] | None:
+        try:
+            header = json.loads((self.folder / "header.json").read_text())
+            shape = tuple(int(size) for size in header.pop("latents"))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            log.warning("%s is damaged (%s): encoding everything anew", self.folder / "header.json", error)
+            return None
+        return shape if header == self._about and len(shape) == 4 else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files: another process maps its own."""
+        return {**self.__dict__, "_maps": {}}
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Says in plain words what went wrong when a file could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"could not write latents to {folder} ({error.strerror or error}): free some space, or choose another latent_cache. "
+            "Episodes that are there already stay good and are not encoded again."
+        ) from error
+
+
+def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
+    """Writes a file under another name and renames it when it is complete and on the disk."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,406 @@
+"""ClipData and DemonstrationData: the data of stage 1 and stage 2 as LightningDataModules over LeRobot datasets."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mimicvideo.data import statistics
+from mimicvideo.data.batches import ClipBatches, DemonstrationBatches, Member
+from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.latents import LatentCache
+from mimicvideo.data.lerobot import LeRobotEpisodes
+from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order, WindowOrder, spread
+from mimicvideo.data.scan import Verify
+from mimicvideo.data.split import validation_episodes
+from mimicvideo.data.window import Tail, Window
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset of several.
+
+    Attributes:
+        root: Its folder.
+        weight: How much more likely each of its clips is drawn than one of weight 1; stage 1 only.
+    """
+
+    root: str
+    weight: float = 1.0
+
+
+class ClipData(LightningDataModule):
+    """Clips with their instructions, for stage 1.
+
+    Training batches never end and are a pure function of (seed, batch): set `trainer.max_steps`. A run that is resumed from any
+    checkpoint continues with the batch after the last one that reached the weights. Batches are those of `types.Clip`; each sample also
+    carries its `position` in the whole training.
+
+    Args:
+        root: Folder of a LeRobotDataset v3.0; or give `sources`.
+        cameras: Which cameras, from left to right; may be left out if there is one only.
+        observed: Frames up to now, 1 + 4m; 5 is the paper's.
+        future: Frames after that, a multiple of 4; 56 is the paper's.
+        frame_interval: Stored rows from one frame to the next.
+        batch_size: Clips per batch and device.
+        sources: Datasets by any name: folders, or `root` and `weight`. Their cameras must give pictures of one size.
+        height: Height that each camera's pictures are resized to, with `width`; None keeps the dataset's.
+        width: Likewise.
+        validation_fraction: Share of the episodes of each task that validate.
+        validation_episodes: How many episodes in all instead (of each source).
+        validation_windows: How many windows of these, at fixed places.
+        task_balanced: Whether every task is equally likely, however many episodes it has.
+        num_workers: Processes that load; 0 loads in the training process, which is enough for small data and for cached latents.
+        max_bad_fraction: Share of the episodes that may be skipped because they cannot be used.
+        min_rows: Rows that an episode needs; see `LeRobotEpisodes`.
+        require_full_windows: Whether an episode shorter than one window counts as one that cannot be used.
+        verify: `quick` or `full`; see `LeRobotEpisodes`.
+        ram_cache_gb: Decoded frames kept per process, in 10^9 bytes.
+        cache_dir: Where statistics are kept; None is beside the data, or in the user's cache if that cannot be written.
+        seed: Of the split and of the order of batches.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        cameras: list[str] | None = None,
+        observed: int = 5,
+        future: int = 56,
+        frame_interval: int = 1,
+        batch_size: int = 32,
+        sources: dict[str, str | Source] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        validation_fraction: float = 0.1,
+        validation_episodes: int | None = None,
+        validation_windows: int = 64,
+        task_balanced: bool = False,
+        num_workers: int = 0,
+        max_bad_fraction: float = 0.0,
+        min_rows: int = 2,
+        require_full_windows: bool = False,
+        verify: Verify = "quick",
+        ram_cache_gb: float = 2.0,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (root is None) == (sources is None):
+            raise ValueError("give either root, the folder of a dataset, or sources, several by name")
+        if (height is None) != (width is None):
+            raise ValueError(f"give both height and width, or neither, got height={height}, width={width}")
+        for name, value in {"batch_size": batch_size, "validation_windows": validation_windows}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if seed < 0 or num_workers < 0:
+            raise ValueError(f"seed and num_workers must not be negative, got {seed} and {num_workers}")
+        self.window = Window(observed, future, frame_interval)
+        self._sources = {
+            name: source if isinstance(source, Source) else Source(source) for name, source in (sources or {"data": root}).items()
+        }
+        self._cameras, self._size = cameras, None if height is None or width is None else (height, width)
+        self._batch_size, self._num_workers, self._seed, self._task_balanced = batch_size, num_workers, seed, task_balanced
+        self._validation = (validation_fraction, validation_episodes, validation_windows)
+        self._reader_options: dict[str, Any] = {
+            "max_bad_fraction": max_bad_fraction,
+            "min_rows": max(min_rows, self.window.span) if require_full_windows else min_rows,
+            "verify": verify,
+            "ram_cache_gb": ram_cache_gb,
+        }
+        self._cache_dir = cache_dir
+        self.readers: dict[str, LeRobotEpisodes] = {}
+        self._training: list[Member] = []
+        self._validating: list[Member] = []
+        self._latents: dict[int, LatentCache] | None = None
+
+    # ---- reading --------------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and checks the datasets, once.
+
+        Raises:
+            DatasetError: If something is wrong with one, or they do not go together.
+        """
+        if self.readers:
+            return
+        readers = {
+            name: LeRobotEpisodes(source.root, self._cameras, size=self._size, **self._reader_options)
+            for name, source in self._sources.items()
+        }
+        self._check_alike(readers)
+        fraction, count, _ = self._validation
+        training, validating, offset = [], [], 0
+        for name, reader in readers.items():
+            held_out = validation_episodes([(e.index, e.task) for e in reader.tables.episodes], fraction, count, self._seed)
+            for episode in reader.episodes:
+                member = Member(reader, episode, offset + episode.index, self._sources[name].weight)
+                (validating if episode.index in held_out else training).append(member)
+            offset += 1 + max(episode.index for episode in reader.tables.episodes)
+        if not training:
+            raise DatasetError("no episode is left to train on: lower validation_fraction, or add episodes")
+        self.readers, self._training, self._validating = readers, training, _by_turns(validating)
+        log.info("%d episodes to train on, %d to validate on, %d skipped", len(training), len(validating), len(self.skipped))
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What was wrong with the episodes that are not used, by source and index."""
+        return {f"{name}/{index}": text for name, reader in self.readers.items() for index, text in reader.skipped.items()}
+
+    def contract(self) -> dict[str, Any]:
+        """What observations and actions of this data are, for checkpoints and benchmarks; see `action.contract`."""
+        self.setup()
+        readers = list(self.readers.values())
+        tables = readers[0].tables
+        return {
+            "robot": " + ".join(dict.fromkeys(reader.tables.robot for reader in readers)),
+            "control_hz": tables.control_hz,
+            "cameras": [
+                {"name": camera.name, "height": camera.height, "width": camera.width, "view": camera.view} for camera in readers[0].cameras
+            ],
+            "observed": self.window.observed,
+            "future": self.window.future,
+            "frame_interval_steps": self.window.frame_interval * tables.stride,
+            "proprio": list(tables.proprio_names),
+            "actions": list(tables.action_names),
+        }
+
+    def attach_latents(self, encode: Callable[[Tensor], Tensor], key: str, cache_dir: str) -> None:
+        """From now on batches carry `latents` (bfloat16) in place of pixels, and no video is decoded. `predict` keeps its pixels.
+
+        Args:
+            encode: UInt8[batch frames height width 3] -> Float[batch z_channels z_frames z_height z_width], on any device; called for
+                windows that are not cached yet, divided among the ranks.
+            key: Names the encoder: a hash of its weights.
+            cache_dir: Where caches lie; both stages share them if their clips have the same geometry.
+
+        Raises:
+            OSError: If the disk is full.
+        """
+        self.setup()
+        rank, ranks = self._rank()
+        caches = {}
+        for name, reader in self.readers.items():
+            cache = LatentCache(cache_dir, reader, self.window, key)
+            missing = cache.missing(reader.episodes)
+            if mine := missing[rank::ranks]:
+                log.info("encoding %d of %d episodes of %s", len(mine), len(reader.episodes), name)
+                cache.encode(mine, encode, progress=rank == 0)
+            if ranks > 1:
+                torch.distributed.barrier()
+                cache = LatentCache(cache_dir, reader, self.window, key)
+                if left := cache.missing(reader.episodes):
+                    raise OSError(f"{cache.folder} lacks {len(left)} episodes that other processes were to encode: is it on a shared disk?")
+            caches[id(reader)] = cache
+        self._latents = caches
+
+    # ---- batches --------------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader:
+        self.setup()
+        rank, ranks = self._rank()
+        return self._loader(
+            self._batches(self._training, self._latents), BatchStream(self._order(), self._batch_size, rank, ranks, self._consumed)
+        )
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        return self._fixed(self._latents)
+
+    test_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> DataLoader | list[Any]:
+        return self._fixed(None)
+
+    def _batches(self, members: Sequence[Member], latents: dict[int, LatentCache] | None) -> ClipBatches:
+        return ClipBatches(members, self.window, latents)
+
+    def _order(self) -> Order:
+        weights = [member.weight for member in self._training]
+        if self._task_balanced:
+            per_task = {task: sum(w for w, t in zip(weights, self._tasks(), strict=True) if t == task) for task in set(self._tasks())}
+            weights = [weight / per_task[task] if weight else 0.0 for weight, task in zip(weights, self._tasks(), strict=True)]
+        return ClipOrder(self._anchors(self._training), self._seed, weights)
+
+    def _tasks(self) -> list[str]:
+        return [member.episode.task for member in self._training]
+
+    def _anchors(self, members: Sequence[Member]) -> list[int]:
+        return [self.window.clip_anchors(member.episode.length) for member in members]
+
+    def _fixed(self, latents: dict[int, LatentCache] | None) -> DataLoader | list[Any]:
+        self.setup()
+        if not self._validating:
+            return []
+        items = spread(range(len(self._validating)), self._anchors(self._validating), self._validation[2])
+        return self._loader(self._batches(self._validating, latents), FixedBatches(items, self._batch_size, *self._rank()))
+
+    def _loader(self, batches: ClipBatches, sampler: BatchStream | FixedBatches) -> DataLoader:
+        return DataLoader(
+            batches,
+            batch_size=None,  # an item of the sampler is a whole batch
+            sampler=sampler,
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    # ---- resuming -------------------------------------------------------------------------------------------------------------
+
+    def _consumed(self) -> int:
+        """Batches whose gradients are in the weights. Lightning has restored its counters when it asks for the first batch.
+
+        A checkpoint between two batches of one accumulated step holds no gradients: its first batches are done again, and Lightning's
+        counters are set back, so that this step is the same too.
+        """
+        if self.trainer is None:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        if not progress.is_last_batch:
+            behind = progress.current.processed % self.trainer.accumulate_grad_batches
+            for tracker in (progress.current, progress.total) if behind else ():
+                for name in ("ready", "started", "processed", "completed"):
+                    setattr(tracker, name, getattr(tracker, name) - behind)
+        return progress.total.processed
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the order of batches depends on."""
+        return {
+            "data": [reader.tables_fingerprint for reader in self.readers.values()],
+            "batch_size": self._batch_size,
+            "ranks": self._rank()[1],
+            "seed": self._seed,
+            "episodes": len(self._training),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warns if a resumed training will see other batches than the interrupted one would have."""
+        now = self.state_dict()
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            for name, value in state_dict.items():
+                if now.get(name) != value:
+                    log.warning("resuming with other batches than before: %s was %s, now %s", name, value, now.get(name))
+
+    def _check_alike(self, readers: Mapping[str, LeRobotEpisodes]) -> None:
+        """Raises DatasetError if datasets cannot be mixed."""
+        self._require_same(readers, "pictures", lambda r: (r.cameras[0].height, sum(camera.width for camera in r.cameras)))
+        self._require_same(readers, "frames per second", lambda r: r.tables.control_hz / r.tables.stride)
+
+    def _require_same(self, readers: Mapping[str, LeRobotEpisodes], what: str, value: Callable[[LeRobotEpisodes], Any]) -> None:
+        values = {name: value(reader) for name, reader in readers.items()}
+        if len({repr(value) for value in values.values()}) > 1:
+            raise DatasetError(f"sources differ in {what}: {'; '.join(f'{name} {value}' for name, value in values.items())}")
+
+
+class DemonstrationData(ClipData):
+    """Observations with the expert's actions, for stage 2. Batches are those of `types.Demonstration`, with `position` added.
+
+    Every window of every training episode comes once per epoch of an endless, reshuffled stream.
+
+    Args:
+        action_dim: Numbers of one control step's action; must be the dataset's.
+        proprio_dim: Numbers of a state; must be the dataset's.
+        horizon: Control steps of an action chunk.
+        history: States per observation, as many rows back.
+        tail: What the actions beyond an episode's end are: `repeat` the last, or `zero_delta`, which stays where it is.
+        hold_dims: Dimensions (0-based) that keep their last value under `zero_delta`, such as a gripper command.
+        kwargs: See `ClipData`.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        proprio_dim: int,
+        horizon: int,
+        history: int = 1,
+        tail: Tail = "repeat",
+        hold_dims: list[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._hold_dims = tuple(hold_dims or ())
+        if any(not 0 <= dim < action_dim for dim in self._hold_dims):
+            raise ValueError(f"hold_dims must lie in [0, {action_dim - 1}], got {list(self._hold_dims)}")
+        if history < 1:
+            raise ValueError(f"history must be at least 1, got {history}")
+        if tail not in ("repeat", "zero_delta"):
+            raise ValueError(f"tail must be repeat or zero_delta, got {tail!r}")
+        if any(source.weight != 1 for source in self._sources.values()):
+            raise ValueError("sources have no weight in stage 2, where every window comes equally often: use task_balanced")
+        self._action_dim, self._proprio_dim, self._history, self._tail = action_dim, proprio_dim, history, tail
+        self.window = Window(self.window.observed, self.window.future, self.window.frame_interval, horizon)
+        self._statistics: statistics.Statistics | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        stride = next(iter(self.readers.values())).tables.stride
+        self.window = Window(self.window.observed, self.window.future, self.window.frame_interval, self.window.horizon, stride)
+
+    def contract(self) -> dict[str, Any]:
+        return {**super().contract(), "horizon": self.window.horizon}
+
+    def statistics(self) -> statistics.Statistics:
+        """Of actions and proprio over all training windows; see `statistics.window_statistics`. Kept on disk by content."""
+        self.setup()
+        if self._statistics is None:
+            readers = list(self.readers.values())
+            key = [
+                [reader.tables_fingerprint for reader in readers],
+                [member.number for member in self._training],
+                [self.window.horizon, self.window.stride, self._history, self._tail, self._hold_dims],
+            ]
+            self._statistics = statistics.cached(readers[0].root, self._cache_dir, key, self._compute_statistics)
+        return self._statistics
+
+    def _compute_statistics(self) -> statistics.Statistics:
+        actions = [member.source.actions(member.episode) for member in self._training]
+        proprio = [member.source.proprio(member.episode) for member in self._training]
+        return statistics.window_statistics(actions, proprio, self.window, self._tail, self._hold_dims, self._history)
+
+    def _batches(self, members: Sequence[Member], latents: dict[int, LatentCache] | None) -> ClipBatches:
+        return DemonstrationBatches(members, self.window, self._history, self._tail, self._hold_dims, latents)
+
+    def _order(self) -> Order:
+        return WindowOrder(self._anchors(self._training), self._seed, self._tasks() if self._task_balanced else None)
+
+    def _anchors(self, members: Sequence[Member]) -> list[int]:
+        return [member.episode.length for member in members]
+
+    def _check_alike(self, readers: Mapping[str, LeRobotEpisodes]) -> None:
+        super()._check_alike(readers)
+        for what in ("stride", "control_hz", "robot", "action_names", "proprio_names"):
+            self._require_same(readers, what, lambda reader, what=what: getattr(reader.tables, what))
+        for reader in readers.values():
+            tables = reader.tables
+            for name, given, names in (
+                ("action_dim", self._action_dim, tables.action_names),
+                ("proprio_dim", self._proprio_dim, tables.proprio_names),
+            ):
+                if given != len(names):
+                    has = f"{len(names)} ({', '.join(names)})" if names else "none"
+                    raise DatasetError(f"data.init_args.{name} is {given}, {reader.root} has {has}: set it to {len(names)}")
+
+
+def _by_turns(members: Sequence[Member]) -> list[Member]:
+    """The members with their tasks in turn, so that the first few show as many tasks as there can be."""
+    seen: dict[str, int] = {}
+    turns = []
+    for member in members:
+        turns.append(seen.get(member.episode.task, 0))
+        seen[member.episode.task] = turns[-1] + 1
+    return [members[place] for place in sorted(range(len(members)), key=lambda place: (turns[place], place))]

@@ -1,0 +1,111 @@
+"""Finds what is wrong with single episodes before training starts: numbers, lengths and videos."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mimicvideo.data.decode import VideoFacts, decode_frames, inspect
+from mimicvideo.data.errors import DatasetError, VideoError
+from mimicvideo.data.lerobot_tables import ACTION, STATE, Camera, Episode, Tables
+
+Verify = Literal["quick", "full"]
+
+
+def find_problems(tables: Tables, cameras: list[Camera], min_rows: int, verify: Verify) -> dict[int, str]:
+    """What is wrong with which episode, by its index; the first thing found of each.
+
+    `quick` opens every video file, counts its frames in its index, decodes the first, and decodes a file wholly only if it is not the
+    one that LeRobotWriter wrote. `full` decodes everything.
+    """
+    look = functools.cache(lambda path: _look(tables, path))
+    checks: list[Callable[[Episode], str | None]] = [
+        lambda episode: _too_short(episode, min_rows),
+        lambda episode: _not_finite(tables, episode),
+        lambda episode: _video_problem(tables, episode, cameras, look, verify),
+    ]
+    with ThreadPoolExecutor(4) as pool:  # FFmpeg and SHA-256 run outside Python's lock
+        found = pool.map(lambda episode: next((text for check in checks if (text := check(episode))), None), tables.episodes)
+    return {episode.index: text for episode, text in zip(tables.episodes, found, strict=True) if text}
+
+
+def refuse(root: Path, problems: dict[int, str], episodes: int, max_bad_fraction: float) -> None:
+    """Raises DatasetError, listing every bad episode, if there are more of them than allowed or no good one is left."""
+    if not problems or (len(problems) <= max_bad_fraction * episodes and len(problems) < episodes):
+        return
+    lines = "".join(f"\n  episode {index}: {text}" for index, text in problems.items())
+    advice = (
+        "no usable episode is left"
+        if len(problems) == episodes
+        else f"mend or remove them, or allow to skip them with max_bad_fraction={_round_up(len(problems) / episodes)}"
+    )
+    raise DatasetError(f"{len(problems)} of {episodes} episodes of {root} cannot be used: {advice}{lines}")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, computed once per process and state of the file."""
+    stat = path.stat()
+    return _file_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=None)
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _too_short(episode: Episode, min_rows: int) -> str | None:
+    return f"it has {episode.length} rows, fewer than {min_rows}" if episode.length < min_rows else None
+
+
+def _not_finite(tables: Tables, episode: Episode) -> str | None:
+    for key, table in ((ACTION, tables.actions), (STATE, tables.states)):
+        bad = ~np.isfinite(table[episode.start : episode.start + episode.length])
+        if bad.any():
+            rows = np.flatnonzero(bad.any(axis=1))
+            more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
+            return f"{key} is NaN or infinite in row {rows[0]}{more}, dimension {int(np.flatnonzero(bad[rows[0]])[0])}"
+    return None
+
+
+def _look(tables: Tables, path: Path) -> tuple[VideoFacts | None, bool, str]:
+    """What a file holds, whether it is the one that was written (or nobody knows), and why it cannot be read."""
+    try:
+        facts = inspect(path)
+    except VideoError as error:
+        return None, False, str(error)
+    written = tables.manifest.get(path.relative_to(tables.root).as_posix())
+    return facts, written is None or written == file_sha256(path), ""
+
+
+def _video_problem(
+    tables: Tables, episode: Episode, cameras: list[Camera], look: Callable[[Path], tuple[VideoFacts | None, bool, str]], verify: Verify
+) -> str | None:
+    for camera in cameras:
+        span = episode.videos.get(camera.key)
+        if span is None:
+            return f"it has no video of camera {camera.name}"
+        name = f"its video {span.path.relative_to(tables.root).as_posix()}"
+        facts, unchanged, problem = look(span.path)
+        if facts is None:
+            return f"{name} is unreadable: {problem}"
+        if facts.frames < span.first + episode.length:
+            there = max(0, facts.frames - span.first)
+            return f"{name} is shorter than its parquet rows: {there} of {episode.length} frames"
+        if (camera.height, camera.width) != (facts.height, facts.width):
+            return f"{name} is {facts.height} x {facts.width} pixels, meta/info.json says {camera.height} x {camera.width}"
+        if verify == "full" or not unchanged:
+            try:
+                decode_frames(span.path, range(span.first, span.first + episode.length), tables.fps, strict=True)
+            except VideoError as error:
+                return f"{name} is damaged: {error}"
+    return None
+
+
+def _round_up(fraction: float) -> float:
+    """To two digits, so that what the message advises is enough."""
+    return min(1.0, np.ceil(fraction * 100 - 1e-9) / 100)

@@ -1,0 +1,116 @@
+"""From a place in an episode to the stored rows of its frames and the control steps of its actions: integers only."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Tail = Literal["repeat", "zero_delta"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The geometry of a clip, the same in both stages.
+
+    Frame j of `observed + future` lies at row `anchor + (j - (observed - 1)) * frame_interval`, clipped to the episode: beyond
+    either end the first or last frame repeats, which is how a model learns what being done looks like (paper, stage 1).
+    Actions start at control step `anchor * stride`, the moment at which the anchor's frame was taken.
+
+    Args:
+        observed: Frames up to and with the anchor, 1 + 4m.
+        future: Frames after it, a multiple of 4 (the VAE joins 4 frames), so that a clip has 1 + 4n.
+        frame_interval: Stored rows from one frame to the next.
+        horizon: Control steps of an action chunk.
+        stride: Control steps per stored row.
+
+    Raises:
+        ValueError: If a number is out of range; the message gives the nearest valid ones.
+    """
+
+    observed: int
+    future: int
+    frame_interval: int = 1
+    horizon: int = 1
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("observed", "future", "frame_interval", "horizon", "stride"):
+            value = getattr(self, name)
+            if value != int(value) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+        if self.observed % 4 != 1:
+            raise ValueError(
+                f"observed must be 1 + 4m frames (the video VAE joins 4 frames after the first), got {self.observed}: "
+                f"the nearest are {_nearest(self.observed, 1)}"
+            )
+        if self.frames % 4 != 1:
+            raise ValueError(
+                f"observed + future must be 1 + 4n frames (the video VAE joins 4 frames after the first), got {self.observed} + "
+                f"{self.future} = {self.frames}: with observed = {self.observed}, the nearest values of future are {_nearest(self.future, 0)}"
+            )
+
+    @property
+    def frames(self) -> int:
+        """Frames of a whole clip."""
+        return self.observed + self.future
+
+    @property
+    def span(self) -> int:
+        """Rows that a clip covers if none of its frames repeats."""
+        return (self.frames - 1) * self.frame_interval + 1
+
+    def clip_anchors(self, rows: int) -> int:
+        """How many anchors stage 1 draws from: 0 ... N + (observed - 1) * frame_interval - 1. The last shows the last row alone."""
+        return rows + (self.observed - 1) * self.frame_interval
+
+    def frame_rows(self, anchor: int, rows: int) -> Int[np.ndarray, " frames"]:
+        """Rows of a clip's frames in an episode of `rows` rows.
+
+        Args:
+            anchor: In [0, rows) for stage 2, in [0, clip_anchors(rows)) for stage 1.
+            rows: Rows of the episode.
+
+        Raises:
+            IndexError: If the anchor lies outside the latter.
+        """
+        if not 0 <= anchor < self.clip_anchors(rows):
+            raise IndexError(f"anchor {anchor} lies outside [0, {self.clip_anchors(rows)}) of an episode of {rows} rows")
+        offsets = (np.arange(self.frames, dtype=np.int64) - (self.observed - 1)) * self.frame_interval
+        return np.clip(anchor + offsets, 0, rows - 1)
+
+    def action_steps(self, row: int, rows: int) -> tuple[Int[np.ndarray, " horizon"], Bool[np.ndarray, " horizon"]]:
+        """Control steps of the chunk that starts at a row, held at the episode's last, and which of them lie beyond its end."""
+        steps = row * self.stride + np.arange(self.horizon, dtype=np.int64)
+        last = rows * self.stride - 1
+        return np.minimum(steps, last), steps > last
+
+
+def proprio_rows(row: int, history: int) -> Int[np.ndarray, " history"]:
+    """Rows of the last `history` states up to `row`; before the start the first repeats."""
+    return np.maximum(row - np.arange(history - 1, -1, -1, dtype=np.int64), 0)
+
+
+def fill_tail(
+    actions: Float[np.ndarray, "*steps action_dim"], beyond: Bool[np.ndarray, "*steps"], tail: Tail, hold_dims: tuple[int, ...] = ()
+) -> Float[np.ndarray, "*steps action_dim"]:
+    """What the actions beyond an episode's end are.
+
+    Args:
+        actions: Already held at the episode's last action there.
+        beyond: Where that is.
+        tail: `repeat` keeps the last action, right for absolute targets and the official code's choice; `zero_delta` sets it to zero,
+            which means "stay" for deltas.
+        hold_dims: Dimensions that keep their last value under `zero_delta`, such as a gripper command.
+    """
+    if tail == "repeat" or not beyond.any():
+        return actions
+    moves = np.ones(actions.shape[-1], dtype=bool)
+    moves[list(hold_dims)] = False
+    return np.where(beyond[..., None] & moves, np.zeros((), actions.dtype), actions)
+
+
+def _nearest(value: int, remainder: int) -> str:
+    """`5 and 9`: the values on both sides that leave `remainder` when divided by 4, at least 1."""
+    low = value - (value - remainder) % 4
+    return " and ".join(str(number) for number in (low, low + 4) if number >= 1)

@@ -1,0 +1,165 @@
+"""Short answers to mistyped keys and values: what was given, where, and the nearest right name."""
+
+import difflib
+import importlib
+import pkgutil
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:  # what Hydra refuses is answered without importing jsonargparse
+    from jsonargparse import ArgumentParser
+
+CLASS_PROBLEM = re.compile(
+    r"module '\S+' has no attribute '\w+'|No module named '\S+'|Import path \S+ does not correspond to a subclass of \w+"
+    r"|Expected a dot import path string: \S+"
+)
+
+TRAINING = ("fit.", "validate.", "test.", "predict.")  # what keys of LightningCLI's verbs start with
+
+
+class ConfigError(Exception):
+    """What was asked for cannot be run; the message is all that the user needs to see."""
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """`: did you mean 'tau'?`, or all the names where none is similar."""
+    names = sorted(set(names))
+    if close := difflib.get_close_matches(word, names, n=1, cutoff=0.5):
+        return f": did you mean {close[0]!r}?"
+    return f" (there is {', '.join(names)})" if names else ""
+
+
+def nearest_key(key: str, keys: Iterable[str]) -> str:
+    """Like `nearest` for a dotted key: finds the first part that leads nowhere and offers what could stand there."""
+    keys, parts = list(keys), key.split(".")
+    for depth in range(len(parts)):
+        known = {".".join(name.split(".")[: depth + 1]) for name in keys if name.split(".")[:depth] == parts[:depth]}
+        if known and (start := ".".join(parts[: depth + 1])) not in known:
+            return nearest(start, known)
+    return ""
+
+
+def nearest_class(class_path: str) -> str:
+    """Like `nearest` for `package.module.Class`: looks into the deepest module of the path that exists.
+
+    A bare `Class` is only understood if something of that name is imported already.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    if not module_name:
+        return " (write package.module.Class)"
+    while module_name:
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            module_name, _, name = module_name.rpartition(".")
+            continue
+        names = [key for key, value in vars(module).items() if isinstance(value, type)]
+        names += [entry.name for entry in pkgutil.iter_modules(getattr(module, "__path__", []))]
+        return nearest(name, [other for other in names if not other.startswith("_")])
+    return ""
+
+
+class ShortErrors:
+    """Mixed into a jsonargparse parser: one short message in place of usage, tips and the contents of whole unions."""
+
+    prog: str
+    exit_on_error: bool
+    _actions: list[Any]
+    _subcommands_action: Any
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message and exits with status 2. A parser of a class's arguments raises: its parser will print."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        keys = _keys(parser)
+        if refused := re.fullmatch(r"(?:.* does not accept option|Option) '(\S+)'(?: is not accepted)?", message):
+            message = f"Option '{refused[1]}' is not accepted{nearest_key(refused[1], keys)}"
+        if not self.exit_on_error:
+            super().error(message, ex)  # type: ignore[misc]
+        sys.stderr.write(f"{parser.prog.replace(' [options]', '')}: error: {shorten(message, keys)}\n")
+        sys.exit(2)
+
+
+def _keys(parser: Any) -> list[str]:
+    """Every key that a parser takes, those of its verbs included."""
+    keys = [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    verbs = parser._subcommands_action
+    for verb in verbs._name_parser_map.values() if verbs else []:
+        keys += _keys(verb)
+    return keys
+
+
+def shorten(message: str, keys: Iterable[str] = ()) -> str:
+    """One short message out of jsonargparse's nested one: the key in full, what was expected and what was given.
+
+    Args:
+        message: Such as `Parser key "model": ... Problem with given class_path 'A': ... Parser key "tau": Expected a ...`.
+        keys: What the parser takes, to name the nearest for an option that it does not know.
+    """
+    if unknown := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
+        return _unrecognized(unknown[1].split(), keys)
+    if missing := re.match(r"the following arguments are required: (.*)", message):
+        names = [name.split(".", 1)[1] if name.startswith(TRAINING) else name for name in missing[1].split(", ")]
+        hint = ": choose an experiment, --config conf/experiment/NAME.yaml" if names == ["model"] else ""
+        return f"{', '.join(f'--{name}' for name in names)} must be given{hint}"
+    if file := re.search(r'Unable to load config "(.*)"', message):
+        beside = [other.name for other in Path(file[1]).parent.glob("*.yaml")]
+        return f"there is no file {file[1]}{nearest(Path(file[1]).name, beside)}"
+    key, leaf = _key_and_leaf(message)
+    refused = re.search(r"Option '(\S+)' is not accepted(: did you mean [^?]*\?| \(there is [^)]*\))?", message)
+    if refused:
+        factory = re.match(r"\. Got value: Namespace\(class_path='(\S+?)'", message[refused.end() :])
+        owners = [factory[1]] if factory else re.findall(r"given class_path '(\S+?)'", message[: refused.start()])
+        where = f"{key}.init_args.{refused[1]}" if key else refused[1]
+        return f"{where} is not accepted{f' by {owners[-1]}' if owners else ''}{refused[2] or ''}"
+    if (problem := CLASS_PROBLEM.search(leaf)) and not ("Subtypes:" in leaf and "given class_path" not in leaf):
+        class_path = re.findall(r"class_path(?: |=)'(\S+?)'", leaf) or [problem[0].split()[-1].strip("'")]
+        known = "" if "subclass" in problem[0] else nearest_class(class_path[-1])
+        text = problem[0].replace("Expected a dot import path string:", "there is no class")
+        return f"{key}: {text}{known}"
+    return f"{key}: {_expected(leaf)}" if key else _expected(leaf)
+
+
+def _unrecognized(arguments: list[str], keys: Iterable[str]) -> str:
+    """The message for options that no parser knows; all that follow the first are left out."""
+    option, keys = arguments[0], list(keys)
+    if not option.startswith("-"):
+        hint = " (key=value without dashes is the grammar of `mimicvideo sweep`; here it is --key=value)" if "=" in option else ""
+        return f"unexpected argument {option!r}{hint}"
+    key = option.split("=")[0].lstrip("-")
+    return f"--{key} is not accepted{nearest_key(key, keys)}"
+
+
+def _key_and_leaf(message: str) -> tuple[str, str]:
+    """The full key of the innermost problem and jsonargparse's text about it."""
+    chain: list[str] = []
+    indent, leaf = -1, message
+    for line_match in re.finditer(r"^( *)(.*)$", message, re.MULTILINE):
+        for found in re.finditer(r'Parser key "([^"]+)":?', line_match[2]):
+            depth = len(line_match[1]) + found.start()
+            if depth <= indent:  # another member of a union repeats the complaint
+                return ".init_args.".join(chain), leaf
+            if chain and (found[1] == chain[-1] or found[1].startswith(f"{chain[-1]}.")):
+                chain.pop()  # a file given for a group repeats the group's name
+            chain.append(found[1])
+            indent, leaf = depth, message[line_match.start(2) + found.end() :]
+    return ".init_args.".join(chain), leaf
+
+
+def _expected(leaf: str) -> str:
+    """`expected int, got 1.5`."""
+    leaf = leaf.split(". Got value: Namespace(")[0]  # said again by the factory's type
+    given = re.search(r"Given value: (.*)", leaf)
+    types = re.search(r"Subtypes: \[(.*)\]\n", leaf)
+    if single := re.search(r"Expected an? (.*?)\. Got value: (.*)$", leaf, re.MULTILINE):
+        text = f"expected {single[1]}, got {single[2]!r}"
+    elif types and given:
+        text = f"expected one of {types[1]}, got {given[1]!r}"
+    else:
+        text = " ".join(leaf.split())
+    choices = re.findall(r"'([^']*)'", " ".join(re.findall(r"Literal\[([^]]*)\]", text)))
+    text += nearest(single[2] if single else given[1], choices) if choices and (single or given) else ""
+    text = re.sub(r"<class '(?:builtins\.)?(?:[\w.]*\.)?(\w+)'>", r"\1", text).replace("NoneType", "None").replace("typing.", "")
+    return text if len(text) < 400 else f"{text[:400]} …"

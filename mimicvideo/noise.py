@@ -1,0 +1,127 @@
+"""Where tau comes from: distributions for training, grids for sampling. tau = 0 is clean, tau = 1 is noise."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class NoiseLevels(ABC):
+    """A distribution over noise levels."""
+
+    @abstractmethod
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> Float[Tensor, " batch"]:
+        """Draws `batch` independent levels in [0, 1], float32, on the CPU (move them where they are needed)."""
+
+
+class LogNormalSigma(NoiseLevels):
+    """sigma = scale * exp(n), n ~ N(0, 1), so logit(tau) ~ N(ln scale, 1), with a rare log-uniform tail near pure noise.
+
+    Defaults are the paper's for both stages: scale sqrt(16) = 4 for 16 latent frames and a 5 % tail on [200, 100000]
+    (official code, `world2action_model.py`, `high_sigma_ratio`).
+    """
+
+    def __init__(
+        self, scale: float = 4.0, tail_probability: float = 0.05, tail_low: float = 200.0, tail_high: float = 1e5
+    ) -> None:
+        if scale <= 0:
+            raise ValueError(f"scale must be positive, got {scale}")
+        if not 0 <= tail_probability <= 1:
+            raise ValueError(f"tail_probability must lie in [0, 1], got {tail_probability}")
+        if not 0 < tail_low <= tail_high:
+            raise ValueError(f"need 0 < tail_low <= tail_high, got {tail_low} and {tail_high}")
+        self.scale, self.tail_probability, self.tail_low, self.tail_high = scale, tail_probability, tail_low, tail_high
+
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> Float[Tensor, " batch"]:
+        sigma = self.scale * torch.randn(batch, generator=generator).exp()
+        low, high = math.log(self.tail_low), math.log(self.tail_high)
+        tail = (low + (high - low) * torch.rand(batch, generator=generator)).exp()
+        sigma = torch.where(torch.rand(batch, generator=generator) < self.tail_probability, tail, sigma)
+        return sigma / (1 + sigma)
+
+
+class ShiftedLogitNormal(NoiseLevels):
+    """tau = s u / (1 + (s - 1) u), u = sigmoid(n), n ~ N(0, 1): Predict2.5's distribution with shift s = 5."""
+
+    def __init__(self, shift: float = 5.0) -> None:
+        if shift <= 0:
+            raise ValueError(f"shift must be positive, got {shift}")
+        self.shift = shift
+
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> Float[Tensor, " batch"]:
+        u = torch.sigmoid(torch.randn(batch, generator=generator))
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+
+class Uniform(NoiseLevels):
+    """tau ~ U[low, high). The default is the released action flow's: [0.001, 1)."""
+
+    def __init__(self, low: float = 0.001, high: float = 1.0) -> None:
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"need 0 <= low < high <= 1, got low={low}, high={high}")
+        self.low, self.high = low, high
+
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> Float[Tensor, " batch"]:
+        return self.low + (self.high - self.low) * torch.rand(batch, generator=generator)
+
+
+class PowerTowardNoise(NoiseLevels):
+    """Density proportional to (tau - low)^power on [low, 1]: the paper's text for the action flow has power 1/2, low 0.001."""
+
+    def __init__(self, power: float = 0.5, low: float = 0.001) -> None:
+        if power <= -1:
+            raise ValueError(f"power must exceed -1, got {power}")
+        if not 0 <= low < 1:
+            raise ValueError(f"low must lie in [0, 1), got {low}")
+        self.power, self.low = power, low
+
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> Float[Tensor, " batch"]:
+        # Inverse of the cumulative distribution ((tau - low) / (1 - low))^(power + 1).
+        return self.low + (1 - self.low) * torch.rand(batch, generator=generator) ** (1 / (self.power + 1))
+
+
+class Fixed(NoiseLevels):
+    """Always the same tau."""
+
+    def __init__(self, tau: float) -> None:
+        self.tau = check_tau(tau)
+
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> Float[Tensor, " batch"]:
+        return torch.full((batch,), self.tau, dtype=torch.float32)
+
+
+def check_tau(tau: float, name: str = "tau") -> float:
+    """Returns `tau`; raises ValueError if it lies outside [0, 1]."""
+    if not 0 <= tau <= 1:
+        raise ValueError(f"{name} must lie in [0, 1] (0 clean, 1 noise), got {tau}")
+    return float(tau)
+
+
+def karras_taus(
+    steps: int = 35, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0
+) -> Float[Tensor, " steps_plus_1"]:
+    """The official inference grid as tau, from noise to clean: Karras et al. with rho 7 (`rectified_flow_scheduler.py`).
+
+    Returns:
+        float64 levels sigma_i / (1 + sigma_i), i = 0 ... steps; the first is 80/81 = 0.98765, the paper's "tau = 1".
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    sigma = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return sigma / (1 + sigma)
+
+
+def standard_normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Standard normal numbers on `device` that depend on `generator` alone.
+
+    The generator is the CPU's. Large draws for a GPU are made there, by a generator that this one seeds: a CPU core needs longer
+    for the noise of a batch of latents than the GPU for a training step of a small model.
+    """
+    if device.type == "cpu":
+        return torch.randn(tuple(shape), generator=generator)
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return torch.randn(tuple(shape), generator=torch.Generator(device).manual_seed(seed), device=device)

@@ -1,0 +1,214 @@
+"""What stage 1 trained, as tensors and as files: collected from a backbone, checked against it, loaded into it.
+
+An adapter folder holds
+    adapter_config.json, adapter_model.safetensors   LoRA, as PEFT writes and reads it (absent without LoRA)
+    full_weights.safetensors                         tensors that were trained in full (absent if there are none)
+    manifest.json                                    SHA-256 of these files, of the base weights, and the LoRA settings
+"""
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import nn
+
+from mimicvideo.video import pretrained as weights
+from mimicvideo.video.adaptation import Frozen, fuse, inject, injected_config, target_layers
+
+if TYPE_CHECKING:
+    from mimicvideo.video.cosmos_predict import CosmosPredict
+
+_LORA_PREFIX = "base_model.model."  # PEFT's, before the module's name
+_REMEDY = "Build the backbone with the adaptation that the adapter was trained with"
+
+
+# {"config": ..., "tensors": {name: tensor}}, where config is JSON-able: format, base_weights_hash, and lora, which is
+# None or has r, lora_alpha, target_modules and lora_dropout.
+AdapterState = Mapping[str, Any]
+
+
+def own_parameters(backbone: "CosmosPredict") -> dict[str, nn.Parameter]:
+    """The parameters that pretrained files do not give, under their adapter names, in the model's order."""
+    named = {}
+    for name, parameter in backbone.transformer.named_parameters():
+        plain = "transformer." + name.replace(".base_layer.", ".")
+        if "lora_" in name:
+            named[_LORA_PREFIX + name.replace(".default.", ".")] = parameter
+        elif plain in backbone.own_names:
+            named[plain] = parameter
+    if backbone.prompts.model is not None:
+        named |= {f"text_encoder.{name}": parameter for name, parameter in backbone.prompts.model.named_parameters()}
+    return named
+
+
+def collect(backbone: "CosmosPredict") -> dict[str, Any]:
+    """Copies of what distinguishes the backbone from its pretrained weights, on the CPU."""
+    config = {"format": 1, "lora": _settings(injected_config(backbone.transformer)), "base_weights_hash": backbone.weights_hash}
+    tensors = {name: value.detach().cpu().clone() for name, value in own_parameters(backbone).items()}
+    return {"config": config, "tensors": tensors}
+
+
+def _settings(config: LoraConfig | None) -> dict[str, Any] | None:
+    if config is None:
+        return None
+    return {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": sorted(config.target_modules or ()),
+        "lora_dropout": config.lora_dropout,
+    }
+
+
+def same(one: AdapterState, other: AdapterState) -> bool:
+    """Whether two states hold the same settings and bits."""
+    tensors, others = one["tensors"], other["tensors"]
+    if one["config"] != other["config"] or tensors.keys() != others.keys():
+        return False
+    return all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())
+
+
+def load(backbone: "CosmosPredict", state: AdapterState, where: object = "the adapter") -> None:
+    """Copies an adapter into the backbone; a `Frozen` one without LoRA layers gets them first.
+
+    Raises:
+        ValueError: If the base weights are others, or settings, keys or shapes do not fit; then nothing has changed.
+    """
+    config, tensors = state["config"], state["tensors"]
+    if config["base_weights_hash"] != backbone.weights_hash:
+        raise ValueError(
+            f"{where} was trained on other base weights (SHA-256 {config['base_weights_hash'][:16]}...) than those of {backbone.folder} "
+            f"({backbone.weights_hash[:16]}..., initial={backbone.initial!r}): set pretrained and initial to what it was trained on"
+        )
+    found = {key: tensor.shape for key, tensor in tensors.items()}
+    if isinstance(backbone.adaptation, Frozen):
+        weights.check_shapes(found, _shapes_for_frozen(backbone, config, found), where, "The adapter belongs to another architecture")
+        if config["lora"] is not None:
+            inject(backbone.transformer, LoraConfig(**config["lora"]))
+        if any(key.startswith("text_encoder.") for key in tensors) and backbone.prompts.model is None:
+            backbone.prompts.train_weights()
+        backbone.own_names |= {key for key in tensors if key.startswith("transformer.")}
+    else:
+        _check_settings(config["lora"], _settings(injected_config(backbone.transformer)), where)
+        expected = {key: parameter.shape for key, parameter in own_parameters(backbone).items()}
+        weights.check_shapes(found, expected, where, _REMEDY)
+    parameters = own_parameters(backbone)
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            parameters[key].copy_(tensor)
+    if isinstance(backbone.adaptation, Frozen):
+        backbone.requires_grad_(False)
+
+
+def _check_settings(saved: dict[str, Any] | None, here: dict[str, Any] | None, where: object) -> None:
+    """Dropout may differ; it is no part of the function that was learned."""
+    if (saved is None) != (here is None):
+        raise ValueError(f"{where} has {'no ' * (saved is None)}LoRA layers, the model has {'none' if here is None else 'some'}. {_REMEDY}")
+    if saved is None or here is None:
+        return
+    names = {"r": "rank", "lora_alpha": "alpha", "target_modules": "targets"}
+    differences = [f"{name} {saved[key]} saved, {here[key]} here" for key, name in names.items() if saved[key] != here[key]]
+    if differences:
+        raise ValueError(f"{where} does not fit: {'; '.join(differences)}. {_REMEDY}")
+
+
+def _shapes_for_frozen(backbone: "CosmosPredict", config: dict[str, Any], found: dict[str, torch.Size]) -> dict[str, torch.Size]:
+    """What the tensors must look like: LoRA follows from its settings, whole tensors from the network's own."""
+    expected = {}
+    if config["lora"] is not None:
+        rank = config["lora"]["r"]
+        for name, layer in target_layers(backbone.transformer, config["lora"]["target_modules"]).items():
+            expected[f"{_LORA_PREFIX}{name}.lora_A.weight"] = torch.Size((rank, layer.in_features))
+            expected[f"{_LORA_PREFIX}{name}.lora_B.weight"] = torch.Size((layer.out_features, rank))
+    whole = {f"transformer.{name}": parameter.shape for name, parameter in backbone.transformer.named_parameters()}
+    expected |= {key: whole[key] for key in found if key in whole}
+    if backbone.initial == "random":
+        expected |= whole  # no file has them
+    files = weights.weight_files(backbone.folder / "text_encoder")
+    text = {f"text_encoder.{key}": shape for key, shape in weights.tensor_shapes(files).items()}
+    return expected | {key: text[key] for key in found if key in text}
+
+
+def write_adapter(state: AdapterState, folder: Path) -> None:
+    """Writes an adapter folder; an existing one is replaced only once the new one is complete."""
+    lora = {key: tensor for key, tensor in state["tensors"].items() if key.startswith(_LORA_PREFIX)}
+    whole = {key: tensor for key, tensor in state["tensors"].items() if key not in lora}
+    with _replacing(folder) as new:
+        if lora:
+            LoraConfig(**state["config"]["lora"]).save_pretrained(new)
+            save_file(lora, new / "adapter_model.safetensors", {"format": "pt"})
+        if whole:
+            save_file(whole, new / "full_weights.safetensors", {"format": "pt"})
+        files = {path.name: weights.file_hash(path) for path in sorted(new.iterdir())}
+        (new / weights.MANIFEST).write_text(json.dumps({**state["config"], "sha256": files}, indent=2) + "\n")
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """Reads an adapter folder and checks every file against its SHA-256.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files is missing.
+        ValueError: If a file differs from what was written.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"adapter {folder} does not exist: give the folder that stage 1 wrote, <run_dir>/adapter")
+    config = weights.read_json(folder / weights.MANIFEST)
+    missing = [key for key in ("format", "lora", "base_weights_hash", "sha256") if key not in config]
+    if missing or config["format"] != 1:
+        raise ValueError(f"{folder / weights.MANIFEST} is no adapter manifest of format 1: it lacks {missing or 'format 1'}")
+    tensors = {}
+    for name, recorded in config.pop("sha256").items():
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, though {weights.MANIFEST} lists it: copy the whole adapter folder again")
+        if weights.file_hash(path) != recorded:
+            raise ValueError(f"{path} is truncated or damaged: its SHA-256 differs from the one in {weights.MANIFEST}; copy it again")
+        if path.suffix == ".safetensors":
+            tensors |= weights.read_safetensors(path)
+    return {"config": config, "tensors": tensors}
+
+
+def write_trio(backbone: "CosmosPredict", folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes transformer (LoRA fused), VAE, text encoder and tokenizer in the formats of their libraries, with a manifest."""
+    transformer = backbone.transformer
+    if injected_config(transformer) is not None or dtype is not None:
+        transformer = copy.deepcopy(transformer)
+        if injected_config(transformer) is not None:
+            fuse(transformer)
+    with _replacing(folder) as new:
+        nn.Module.to(transformer, dtype or transformer.proj_out.weight.dtype).save_pretrained(new / "transformer")
+        for name in ("vae", "tokenizer"):
+            shutil.copytree(backbone.folder / name, new / name)
+        if backbone.prompts.model is None:
+            shutil.copytree(backbone.folder / "text_encoder", new / "text_encoder")
+        else:
+            backbone.prompts.model.save_pretrained(new / "text_encoder")
+        weights.write_manifest(new)
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, which takes its place if the block succeeds and vanishes if it fails."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.rename(old / folder.name)
+            new.rename(folder)
+            shutil.rmtree(old)
+        else:
+            new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise

@@ -1,0 +1,117 @@
+"""VideoBackbone: what both stages and the rollout need of a video model: latents, text, velocity, hidden states, samples."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from mimicvideo import flow
+
+
+@dataclass(frozen=True)
+class VideoCondition:
+    """What the video flow is conditioned on.
+
+    Attributes:
+        prompt: Encoded instruction.
+        observed: Clean latents of the observed frames; they replace the noisy ones at the network's input.
+        num_observed: How many of `observed` each sample keeps clean, in [1, z_observed]; None means all of them.
+    """
+
+    prompt: Float[Tensor, "batch prompt_tokens prompt_dim"]
+    observed: Float[Tensor, "batch z_channels z_observed z_height z_width"]
+    num_observed: Int[Tensor, " batch"] | None = None
+
+    def frame_mask(self, z_frames: int) -> Float[Tensor, "batch z_frames"]:
+        """1 on latent frames that are kept clean, 0 on those to be predicted."""
+        batch, z_observed = self.observed.shape[0], self.observed.shape[2]
+        count = self.num_observed if self.num_observed is not None else torch.full((batch,), z_observed)
+        frame = torch.arange(z_frames, device=self.observed.device)
+        return (frame[None] < count.to(self.observed.device)[:, None]).float()
+
+
+class VideoBackbone(nn.Module, ABC):
+    """A video model whose features a policy can read. Latents are fp32 at this border, whatever the model's dtype."""
+
+    hidden_dim: int  # width of a block's output
+    num_blocks: int
+    weights_hash: str  # SHA-256 over the base weights of the transformer, VAE and text encoder
+    vae_hash: str  # SHA-256 over the VAE alone: part of the key of cached latents
+
+    @abstractmethod
+    def encode_video(
+        self, video: UInt8[Tensor, "batch frames height width 3"]
+    ) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
+        """Normalised posterior means. Raises ValueError unless frames = 1 + 4n and the VAE takes height and width."""
+
+    @abstractmethod
+    def decode_video(
+        self, latents: Float[Tensor, "batch z_channels z_frames z_height z_width"]
+    ) -> UInt8[Tensor, "batch frames height width 3"]: ...
+
+    @abstractmethod
+    def encode_prompt(self, prompts: list[str]) -> Float[Tensor, "batch prompt_tokens prompt_dim"]:
+        """Text embeddings, zero beyond each prompt's length, kept on disk by prompt and encoder if a cache is configured."""
+
+    @abstractmethod
+    def velocity(
+        self,
+        noisy: Float[Tensor, "batch z_channels z_frames z_height z_width"],
+        tau: Float[Tensor, " batch"],
+        condition: VideoCondition,
+    ) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
+        """The network's eps - x_0. Observed frames of `noisy` are ignored: the clean ones of `condition` take their place."""
+
+    @abstractmethod
+    def hidden_states(
+        self,
+        noisy: Float[Tensor, "batch z_channels z_frames z_height z_width"],
+        tau: Float[Tensor, " batch"],
+        condition: VideoCondition,
+        blocks: Sequence[int],
+    ) -> dict[int, Float[Tensor, "batch tokens hidden_dim"]]:
+        """Outputs of the given 0-based blocks from one pass that stops after the deepest of them.
+
+        Raises:
+            ValueError: If a block does not exist; the message gives the valid range.
+        """
+
+    def adapter_state(self) -> dict[str, Any]:
+        """What tells this backbone from its base weights: nested dictionaries of tensors and plain values. Empty if nothing does."""
+        return {}
+
+    def load_adapter_state(self, state: Mapping[str, Any]) -> None:
+        """Takes what `adapter_state` gave. Raises ValueError if it does not fit."""
+        if state:
+            raise ValueError(f"{type(self).__name__} takes no adapter, got one with {', '.join(sorted(state))}")
+
+    def fuse_adapter(self) -> None:
+        """Merges the adapter, if any, into the weights: faster, same outputs."""
+
+    def save_trained(self, run_dir: Path) -> Path:
+        """Writes what was trained below `run_dir` and returns the new folder: an adapter, or a whole model if everything was."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained in stage 1: it has no save_trained")
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noise: Float[Tensor, "batch z_channels z_frames z_height z_width"],
+        taus: Float[Tensor, " steps_plus_1"],
+        condition: VideoCondition,
+        solver: flow.Solver = "euler",
+    ) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
+        """Integrates the video flow from x at `taus[0]` to `taus[-1]`; observed frames come back clean."""
+        mask = condition.frame_mask(noise.shape[2])[:, None, :, None, None]
+        clean = torch.zeros_like(noise)
+        clean[:, :, : condition.observed.shape[2]] = condition.observed.to(noise)
+
+        def velocity(x: Tensor, tau: Tensor) -> Tensor:
+            return (1 - mask) * self.velocity(x, tau.to(x.device).expand(x.shape[0]), condition)
+
+        x = flow.integrate(velocity, mask * clean + (1 - mask) * noise, taus.to(noise), solver)
+        return mask * clean + (1 - mask) * x

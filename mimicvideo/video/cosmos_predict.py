@@ -1,0 +1,335 @@
+"""CosmosPredict: Cosmos-Predict2 (diffusers) as a VideoBackbone; the packaged small model and the 2B one differ by `pretrained`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from mimicvideo.video import adapter as adapters
+from mimicvideo.video import pretrained as weights
+from mimicvideo.video import wan
+from mimicvideo.video.adaptation import Adaptation, Frozen, Full, fuse, injected_config
+from mimicvideo.video.backbone import VideoBackbone, VideoCondition
+from mimicvideo.video.padding_mask import provide_resize
+from mimicvideo.video.prompts import PromptEncoder
+
+provide_resize()
+_WHOLE_CLIP_VALUES = {"cpu": 2**24, "cuda": 2**29}  # values in the VAE's widest activation that one whole-clip pass may have
+
+
+class CosmosPredict(VideoBackbone):
+    """The network's velocity is eps - x_0 at tau in [0, 1] (not times 1000), which Predict2 was trained for.
+
+    Clean frames enter with their mask channel at 1 and the time `conditional_sigma / (1 + conditional_sigma)`, the others
+    with tau: a frame-wise timestep. No frame rate is passed: the released weights know none (diffusers issue 14768).
+
+    Args:
+        pretrained: "cosmos-tiny", a folder with transformer, vae, text_encoder and tokenizer, or a hub id.
+        adaptation: What trains: `Lora`, `Full` or `Frozen`.
+        adapter: Folder of a trained adapter to continue from, or to fuse into a frozen backbone.
+        initial: "random" starts the transformer from random weights (ablations); VAE and T5 stay pretrained.
+        revision: Of a hub id.
+        dtype: Of frozen weights and of matrix products. Weights that train are fp32 either way; noise levels, latents at
+            this class's border and the loss are fp32. "float32" is also right under Lightning's bf16-mixed precision.
+        prompt_tokens: Length of the text embeddings.
+        prompt_cache: Folder for text embeddings.
+        conditional_sigma: Noise level told to the network on clean frames (official code: 1e-4; nothing is added).
+        gradient_checkpointing: Recompute blocks in the backward pass.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        adaptation: Adaptation,
+        adapter: str | None = None,
+        initial: Literal["pretrained", "random"] = "pretrained",
+        revision: str | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        prompt_tokens: int = 512,
+        prompt_cache: str | None = None,
+        conditional_sigma: float = 1e-4,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
+        if initial not in ("pretrained", "random"):
+            raise ValueError(f"initial must be pretrained or random, got {initial!r}")
+        self.folder = weights.resolve(pretrained, revision)
+        self.adaptation, self.initial, self.dtype = adaptation, initial, getattr(torch, dtype)
+        self.conditional_tau = conditional_sigma / (1 + conditional_sigma)
+
+        self.vae = weights.load_module(AutoencoderKLWan, self.folder / "vae", self.dtype).requires_grad_(False)
+        wan.speed_up_images(self.vae)
+        self.transformer = self._load_transformer()
+        self.prompts = PromptEncoder(self.folder, prompt_tokens, self.dtype, prompt_cache)
+        self._check_parts()
+        self.hidden_dim = self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim
+        self.num_blocks = len(self.transformer.transformer_blocks)
+        self._fused: dict[str, Any] | None = None  # what was fused into the weights, to be saved with a policy
+
+        adaptation.apply(self.transformer, self.prompts)
+        # The parameters that no pretrained file holds, under diffusers' names and whoever freezes them later.
+        self.own_names = {
+            name.replace(".base_layer.", ".")
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad or (initial == "random" and name.startswith("transformer."))
+        }
+        if gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        if adapter is not None:
+            self.load_adapter_state(adapters.read_adapter(Path(adapter).expanduser()))
+
+    def _load_transformer(self) -> CosmosTransformer3DModel:
+        folder = self.folder / "transformer"
+        if self.initial == "random":
+            return nn.Module.to(CosmosTransformer3DModel.from_config(weights.read_json(folder / "config.json")), self.dtype)
+        return weights.load_module(CosmosTransformer3DModel, folder, self.dtype)
+
+    def _check_parts(self) -> None:
+        config, z_channels = self.transformer.config, self.vae.config.z_dim
+        if config.in_channels != z_channels + 1 or config.out_channels != z_channels:
+            raise ValueError(
+                f"{self.folder}: the transformer takes {config.in_channels} channels and gives {config.out_channels}; a video-to-world "
+                f"model for this VAE takes {z_channels} + 1 mask and gives {z_channels}. Is it a text-to-image checkpoint?"
+            )
+        if config.text_embed_dim != self.prompts.prompt_dim:
+            raise ValueError(
+                f"{self.folder}: the transformer reads text of width {config.text_embed_dim}, "
+                f"but the text encoder gives {self.prompts.prompt_dim}"
+            )
+
+    # -- identity ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over the base weights and the networks' configuration, before any adaptation."""
+        parts = [weights.component_hash(self.folder / "transformer", with_weights=self.initial == "pretrained")]
+        parts += [weights.component_hash(self.folder / "vae"), self.prompts.weights_hash]
+        return weights.text_hash(self.initial, *parts)
+
+    @cached_property
+    def vae_hash(self) -> str:
+        """SHA-256 over the VAE and its dtype: latents in bf16 differ from those in fp32."""
+        return weights.text_hash(weights.component_hash(self.folder / "vae"), str(self.dtype))
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.proj_out.weight.device
+
+    # -- latents and text ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_video(
+        self, video: UInt8[Tensor, "batch frames height width 3"]
+    ) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
+        frames, height, width = video.shape[1:4]
+        check_clip_size(frames, height, width, self.transformer.config.patch_size[1])
+        chunk, whole = self._chunk(frames * height * width)
+        encode = wan.encode_moments if whole else lambda vae, pixels: vae.encode(pixels).latent_dist.parameters
+        latents = []
+        for part in video.split(chunk):
+            pixels = part.to(self.device).movedim(-1, 1).float() / 127.5 - 1
+            with torch.autocast(self.device.type, enabled=False):  # cached latents must equal those made on the way
+                latents.append(encode(self.vae, pixels.to(self.vae.dtype)).float().chunk(2, dim=1)[0])
+        mean, std = self._latent_statistics()
+        return (torch.cat(latents) - mean) / std
+
+    @torch.no_grad()
+    def decode_video(
+        self, latents: Float[Tensor, "batch z_channels z_frames z_height z_width"]
+    ) -> UInt8[Tensor, "batch frames height width 3"]:
+        z_frames, z_height, z_width = latents.shape[2:]
+        frames = 1 + wan.FRAMES_PER_LATENT * (z_frames - 1)
+        chunk, whole = self._chunk(frames * z_height * z_width * wan.PIXELS_PER_LATENT**2)
+        decode = wan.decode_pixels if whole else lambda vae, part: vae.decode(part).sample
+        mean, std = self._latent_statistics()
+        videos = []
+        for part in latents.split(chunk):
+            part = part.to(self.device).float() * std + mean
+            with torch.autocast(self.device.type, enabled=False):
+                pixels = decode(self.vae, part.to(self.vae.dtype)).float()
+            videos.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1))
+        return torch.cat(videos)
+
+    def _chunk(self, pixels: int) -> tuple[int, bool]:
+        """How many clips go through the VAE at once, and whether clip by clip in one pass or, if too large, frame by frame."""
+        room = _WHOLE_CLIP_VALUES.get(self.device.type, 2**24) // (pixels * self.vae.config.base_dim)
+        return max(room, 1), room >= 1 and wan.supported(self.vae)
+
+    def _latent_statistics(self) -> tuple[Tensor, Tensor]:
+        config = self.vae.config
+        mean, std = (torch.tensor(values, device=self.device) for values in (config.latents_mean, config.latents_std))
+        return mean[:, None, None, None], std[:, None, None, None]
+
+    def encode_prompt(self, prompts: list[str]) -> Float[Tensor, "batch prompt_tokens prompt_dim"]:
+        return self.prompts(prompts, self.device)
+
+    # -- the network ---------------------------------------------------------------------------------------------------
+
+    def velocity(
+        self,
+        noisy: Float[Tensor, "batch z_channels z_frames z_height z_width"],
+        tau: Float[Tensor, " batch"],
+        condition: VideoCondition,
+    ) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
+        with self._precision():
+            return self.transformer(**self._inputs(noisy, tau, condition)).sample.to(noisy.dtype)
+
+    def hidden_states(
+        self,
+        noisy: Float[Tensor, "batch z_channels z_frames z_height z_width"],
+        tau: Float[Tensor, " batch"],
+        condition: VideoCondition,
+        blocks: Sequence[int],
+    ) -> dict[int, Float[Tensor, "batch tokens hidden_dim"]]:
+        """As the base class says; the states have the network's own dtype (bf16 if it computes in bf16)."""
+        self._check_blocks(blocks)
+        inputs = self._inputs(noisy, tau, condition)
+        with self._capture(blocks) as states, self._precision(), suppress(_DeepestBlockReached):
+            self.transformer(**inputs)
+        return {block: states[block] for block in blocks}
+
+    def _check_blocks(self, blocks: Sequence[int]) -> None:
+        if not blocks:
+            raise ValueError("blocks is empty: name at least one block")
+        for block in blocks:
+            if not 0 <= block < self.num_blocks:
+                raise ValueError(f"block {block} does not exist: this model has blocks 0 ... {self.num_blocks - 1} (0-based)")
+
+    @contextmanager
+    def _capture(self, blocks: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Records the outputs of `blocks` and raises _DeepestBlockReached after the deepest: later ones never run."""
+        states: dict[int, Tensor] = {}
+
+        def record(block: int, _module: nn.Module, _args: Any, output: Tensor) -> None:
+            states[block] = output
+            if block == max(blocks):
+                raise _DeepestBlockReached
+
+        modules = self.transformer.transformer_blocks
+        handles = [modules[block].register_forward_hook(partial(record, block)) for block in set(blocks)]
+        try:
+            yield states
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _inputs(self, noisy: Tensor, tau: Tensor, condition: VideoCondition) -> dict[str, Any]:
+        """The transformer's arguments: clean frames in place, their mask, and a timestep per frame."""
+        batch, z_channels, z_frames, z_height, z_width = noisy.shape
+        patch = self.transformer.config.patch_size[1]
+        if z_height % patch or z_width % patch:
+            raise ValueError(f"latents are {z_height} x {z_width}; height and width must be multiples of {patch}")
+        _check_levels(tau, batch)
+        _check_condition(condition, noisy)
+        device, precise = self.device, torch.promote_types(torch.float32, self.transformer.proj_out.weight.dtype)
+        noisy, observed = noisy.to(device, precise), condition.observed.to(device, precise)
+        kept = condition.frame_mask(z_frames).to(device, precise)[:, None, :, None, None]
+        clean = torch.nn.functional.pad(observed, (0, 0, 0, 0, 0, z_frames - observed.shape[2]))
+        levels = tau.to(device, precise)[:, None, None, None, None]
+        return {
+            "hidden_states": torch.where(kept > 0, clean, noisy),
+            "timestep": kept * self.conditional_tau + (1 - kept) * levels,
+            "encoder_hidden_states": condition.prompt.to(device, precise),
+            "condition_mask": kept.expand(batch, 1, z_frames, z_height, z_width),
+            "padding_mask": noisy.new_zeros(1, 1, z_height, z_width),  # batch 1: the model repeats it
+            "fps": None,
+        }
+
+    def _precision(self) -> AbstractContextManager:
+        """bf16 products with fp32 weights where they train; a float32 model leaves the precision to the trainer."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.dtype == torch.bfloat16 else nullcontext()
+
+    # -- what was trained ----------------------------------------------------------------------------------------------
+
+    def adapter_state(self) -> dict[str, Any]:
+        """Everything that tells this backbone from its pretrained weights, as `{"config": ..., "tensors": ...}` on the CPU.
+
+        LoRA tensors have PEFT's names; whole tensors are named `transformer.<diffusers name>` or `text_encoder.<name>`.
+        """
+        return self._fused or adapters.collect(self)
+
+    def load_adapter_state(self, state: Mapping[str, Any]) -> None:
+        """Takes an adapter in: to train on with the same adaptation, or fused if this backbone is `Frozen`.
+
+        Raises:
+            ValueError: If base weights, rank, keys or shapes do not fit. Everything is checked before anything is loaded.
+        """
+        if self._fused is not None:
+            if adapters.same(self._fused, state):
+                return
+            raise ValueError("another adapter is fused into this backbone: build it without `adapter` and load this one instead")
+        adapters.load(self, state)
+        if isinstance(self.adaptation, Frozen):
+            self._fused = dict(state)
+            self.fuse_adapter()
+
+    def fuse_adapter(self) -> None:
+        """Merges LoRA into the weights (in fp32, rounded once) and freezes the transformer: faster, same outputs."""
+        if self._fused is None:
+            self._fused = adapters.collect(self)
+        if injected_config(self.transformer) is not None:
+            fuse(self.transformer)
+        nn.Module.to(self.transformer, self.dtype)  # diffusers' own `to` warns about layers that this model lacks
+        self.transformer.requires_grad_(False)
+
+    def save_trained(self, run_dir: Path) -> Path:
+        """`<run_dir>/backbone` after `Full`, which `pretrained` takes; `<run_dir>/adapter` otherwise, which `adapter` takes."""
+        if isinstance(self.adaptation, Full):
+            self.save_pretrained(run_dir / "backbone")
+            return run_dir / "backbone"
+        self.save_adapter(run_dir / "adapter")
+        return run_dir / "adapter"
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Writes `adapter_state()` as a PEFT-compatible folder; see `adapter.py` for its files."""
+        adapters.write_adapter(self.adapter_state(), Path(folder))
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes the whole model, adapter fused, as diffusers and transformers folders that `pretrained` takes.
+
+        Args:
+            folder: Is created, or its model overwritten.
+            dtype: Of the transformer's file; the model's own by default.
+        """
+        adapters.write_trio(self, Path(folder), dtype)
+
+
+class _DeepestBlockReached(Exception):
+    """Leaves the transformer after the last block that is needed."""
+
+
+def check_clip_size(frames: int, height: int, width: int, patch: int = 2) -> None:
+    """Raises ValueError unless frames = 1 + 4n and height and width are multiples of 8 pixels times the patch size."""
+    if (frames - 1) % wan.FRAMES_PER_LATENT or frames < 1:
+        shorter = 1 + wan.FRAMES_PER_LATENT * max((frames - 1) // wan.FRAMES_PER_LATENT, 0)
+        raise ValueError(f"a clip of {frames} frames: the video VAE takes 1 + 4n frames; nearest are {shorter} and {shorter + 4}")
+    unit = wan.PIXELS_PER_LATENT * patch
+    for name, size in (("height", height), ("width", width)):
+        if size % unit or size < unit:
+            lower = max(size // unit, 1) * unit
+            raise ValueError(f"{name} {size} is not a multiple of {unit} pixels; nearest are {lower} and {lower + unit}")
+
+
+def _check_levels(tau: Tensor, batch: int) -> None:
+    if tau.shape != (batch,):
+        raise ValueError(f"tau must have one noise level per sample, shape ({batch},), got {tuple(tau.shape)}")
+    if not torch.compiler.is_compiling() and not bool(((tau >= 0) & (tau <= 1)).all()):  # NaN fails too
+        raise ValueError(f"tau must lie in [0, 1] (0 clean, 1 noise), got {tau.tolist()}")
+
+
+def _check_condition(condition: VideoCondition, noisy: Tensor) -> None:
+    batch, z_channels, z_frames, z_height, z_width = noisy.shape
+    observed = condition.observed
+    if observed.shape != (batch, z_channels, observed.shape[2], z_height, z_width) or not 1 <= observed.shape[2] <= z_frames:
+        raise ValueError(f"observed latents {tuple(observed.shape)} do not fit noisy latents {tuple(noisy.shape)}")
+    count = condition.num_observed
+    if count is not None and not count.is_cuda and not bool(((count >= 1) & (count <= observed.shape[2])).all()):
+        raise ValueError(f"num_observed must lie in 1 ... {observed.shape[2]}, the number of observed latents, got {count.tolist()}")

@@ -1,0 +1,248 @@
+"""VideoFinetune: stage 1, the LightningModule that adapts a video model to robot video by velocity regression."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor
+
+from mimicvideo import flow
+from mimicvideo.ema import WeightAverage
+from mimicvideo.noise import NoiseLevels, check_tau, standard_normal
+from mimicvideo.types import Clip
+from mimicvideo.video.backbone import VideoBackbone, VideoCondition
+
+KIND = "VideoFinetune"
+KEY = "mimicvideo"  # where a checkpoint of ours keeps what Lightning does not know
+TRAINING, VALIDATION, DROPOUT = 0, 1, 2  # first word of a random draw's seed, so that no two share numbers
+
+
+class VideoFinetune(LightningModule):
+    """loss = loss_scale * mean over all latent elements of (1 - m) (v(x_tau, tau, prompt) - (eps - z))^2.
+
+    z are a clip's latents, x_tau = (1 - tau) z + tau eps, and m is 1 on the first one or two latent frames, which the network
+    gets clean: they add zeros to the mean. Every random number of training is a function of (seed, step, rank), so a resumed
+    run continues exactly. At the end, what was trained is written to `<run_dir>/adapter` (`<run_dir>/backbone` if everything
+    was), with the averaged weights if there are any.
+
+    Args:
+        backbone: The video model with its adaptation.
+        noise: Distribution of tau; the paper's is `LogNormalSigma()`.
+        observed: How many latent frames are kept clean, with probabilities; the paper's is {1: 0.5, 2: 0.5}.
+        prompt_dropout: Probability that a sample's prompt is replaced by zeros (paper 0, NVIDIA 0.2).
+        loss_scale: Factor of the loss; 100 in the official code.
+        latent_cache: Folder for the VAE's latents; without it every batch is encoded anew.
+        validation_taus: Noise levels at which validation measures the velocity error.
+        ema_decay: Decay of the trained weights' average, which then validates and is saved; None for none.
+        optimizer: Makes the optimizer of the trained weights.
+        scheduler: Makes the learning-rate schedule, stepped after every optimizer step.
+        seed: Of all draws in training and validation.
+
+    Raises:
+        ValueError: If a probability or noise level is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: VideoBackbone,
+        noise: NoiseLevels,
+        observed: dict[int, float] | None = None,
+        prompt_dropout: float = 0.0,
+        loss_scale: float = 100.0,
+        latent_cache: str | None = None,
+        validation_taus: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9, 0.98765),
+        ema_decay: float | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if _given_hyperparameters.get() is not None:  # built from a configuration: literals. Built by hand, they would be modules.
+            self.save_hyperparameters()
+        observed = {1: 0.5, 2: 0.5} if observed is None else observed
+        if not observed or min(observed) < 1 or min(observed.values()) < 0 or abs(sum(observed.values()) - 1) > 1e-6:
+            raise ValueError(f"observed must give numbers of latent frames >= 1 probabilities that sum to 1, got {observed}")
+        if not 0 <= prompt_dropout <= 1:
+            raise ValueError(f"prompt_dropout must lie in [0, 1], got {prompt_dropout}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        self.backbone, self.noise, self.observed, self.prompt_dropout = backbone.train(), noise, observed, prompt_dropout
+        self.loss_scale, self.latent_cache, self.seed = loss_scale, latent_cache, seed
+        self.validation_taus = [check_tau(tau, "validation_taus") for tau in validation_taus]
+        if len({f"{tau:.2f}" for tau in self.validation_taus}) < len(self.validation_taus):
+            raise ValueError(f"validation_taus must differ in their first two decimals, which name the metrics, got {validation_taus}")
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.average = None if ema_decay is None else WeightAverage(backbone, ema_decay)
+
+    # ---- data -----------------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Hands the VAE to the data if latents are to be kept."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and self.latent_cache is not None:
+            device = self.trainer.strategy.root_device
+            self.backbone.to(device)  # Lightning moves the model only after this hook
+            data.attach_latents(lambda video: self.backbone.encode_video(video.to(device)), self.backbone.vae_hash, self.latent_cache)
+
+    @torch.no_grad()
+    def latents(self, batch: Clip) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
+        """A batch's latents in fp32, from its cache or its pixels.
+
+        Raises:
+            ValueError: If clips have too few latent frames to keep the largest of `observed` clean.
+        """
+        latents = batch["latents"].float() if "latents" in batch else self.backbone.encode_video(batch["video"])
+        if latents.shape[2] <= max(self.observed):
+            raise ValueError(
+                f"observed={self.observed} keeps up to {max(self.observed)} latent frames clean, but clips have only {latents.shape[2]}: "
+                f"at least one must be left to predict. Lengthen the clips or lower observed"
+            )
+        return latents
+
+    # ---- the flow -------------------------------------------------------------------------------------------------------------
+
+    def velocity_error(
+        self,
+        latents: Float[Tensor, "batch z_channels z_frames z_height z_width"],
+        prompt: Float[Tensor, "batch prompt_tokens prompt_dim"],
+        tau: Float[Tensor, " batch"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        """The loss without its scale. Draws the noise and the numbers of clean frames from `generator`, on the CPU."""
+        noise = standard_normal(latents.shape, generator, latents.device)
+        counts, chances = list(self.observed), torch.tensor(list(self.observed.values()))
+        choice = torch.multinomial(chances, len(latents), replacement=True, generator=generator)
+        condition = VideoCondition(prompt, latents[:, :, : max(counts)], torch.tensor(counts)[choice])
+        predicted = 1 - condition.frame_mask(latents.shape[2])[:, None, :, None, None]
+        noisy = flow.interpolate(latents, noise, tau.to(latents.device))
+        error = self.backbone.velocity(noisy, tau, condition) - flow.velocity_target(latents, noise)
+        return (predicted * error).square().mean()
+
+    @torch.no_grad()
+    def sample_videos(
+        self, batch: Clip, steps: int = 10, observed: int | None = None
+    ) -> tuple[UInt8[Tensor, "batch frames height width 3"], UInt8[Tensor, "batch frames height width 3"]]:
+        """Real clips and the model's continuations of their first `observed` latent frames, with the averaged weights.
+
+        Both have passed the VAE, so that they differ by the transformer's doing only. The noise is the same at every call.
+        """
+        latents = self.latents(batch)
+        observed = observed or min(self.observed)
+        noise = torch.randn(latents.shape, generator=self._generator(VALIDATION, 0)).to(latents)
+        with self.averaged_weights():
+            condition = VideoCondition(self.backbone.encode_prompt(batch["prompt"]), latents[:, :, :observed])
+            generated = self.backbone.denoise(noise, torch.linspace(1, 0, steps + 1), condition)
+        return self.backbone.decode_video(latents), self.backbone.decode_video(generated)
+
+    # ---- Lightning ------------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Clip, batch_idx: int) -> Float[Tensor, ""]:
+        accumulate = self.trainer.accumulate_grad_batches
+        position = self.global_step * accumulate + batch_idx % accumulate
+        generator = self._generator(TRAINING, position)
+        torch.manual_seed(self._seed(DROPOUT, position))  # dropout layers take no generator
+        latents, prompt = self.latents(batch), self.backbone.encode_prompt(batch["prompt"])
+        tau = self.noise.sample(len(latents), generator)
+        if self.prompt_dropout:
+            kept = torch.rand(len(latents), generator=generator) >= self.prompt_dropout
+            prompt = prompt * kept.to(prompt)[:, None, None]
+        loss = self.loss_scale * self.velocity_error(latents, prompt, tau, generator)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(latents))
+        return loss
+
+    @torch.no_grad()
+    def validation_step(self, batch: Clip, batch_idx: int) -> None:
+        """Logs `val/velocity_tau_0.50`, ... (velocity error at each level, not scaled) and `val/loss`, loss_scale times their mean.
+
+        Noise and numbers of clean frames depend on `batch_idx` only: every validation measures the same thing.
+        """
+        self._evaluate(batch, batch_idx, "val")
+
+    @torch.no_grad()
+    def test_step(self, batch: Clip, batch_idx: int) -> None:
+        """As `validation_step`, logged as `test/...`."""
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: Clip, batch_idx: int, split: str) -> None:
+        latents, metrics = self.latents(batch), {}
+        with self.averaged_weights():
+            prompt = self.backbone.encode_prompt(batch["prompt"])
+            for tau in self.validation_taus:
+                levels = torch.full((len(latents),), tau)
+                error = self.velocity_error(latents, prompt, levels, self._generator(VALIDATION, batch_idx))
+                metrics[f"{split}/velocity_tau_{tau:.2f}"] = error
+        if metrics:
+            metrics[f"{split}/loss"] = self.loss_scale * torch.stack(list(metrics.values())).mean()
+            self.log_dict(metrics, batch_size=len(latents), sync_dist=True, add_dataloader_idx=False)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update()
+
+    def configure_optimizers(self) -> Any:
+        weights = [weight for weight in self.backbone.parameters() if weight.requires_grad]
+        if not weights:
+            raise ValueError("nothing trains: choose an adaptation other than Frozen, say --config conf/adaptation/lora_adaln.yaml")
+        optimizer = self.optimizer(weights)
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The backbone with its weight average, if there is one, for the length of a `with` block."""
+        if self.average is None:
+            yield
+        else:
+            with self.average.applied_to(self.backbone):
+                yield
+
+    def on_fit_end(self) -> None:
+        """Writes what was trained into the run's folder."""
+        if self.trainer.is_global_zero:
+            with self.averaged_weights():
+                self.backbone.save_trained(Path(self.trainer.default_root_dir))
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what was trained, under the adapter's names, and leaves out what pretrained files hold."""
+        state = self.backbone.adapter_state()
+        checkpoint["state_dict"] = state["tensors"]
+        average = self.average.state_dict() if self.average is not None else None
+        checkpoint[KEY] = {"kind": KIND, "adapter_config": state["config"], "average": average}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Loads it; Lightning's own loading afterwards finds no name that it knows.
+
+        Raises:
+            ValueError: If the checkpoint is of another kind, or does not fit the backbone; see `load_adapter_state`.
+        """
+        saved = checkpoint.get(KEY)
+        if not isinstance(saved, dict) or saved.get("kind") != KIND:
+            raise ValueError(f"this is no checkpoint of {KIND}: resume stage 1 from a checkpoint that stage 1 wrote")
+        self.backbone.load_adapter_state({"config": saved["adapter_config"], "tensors": checkpoint["state_dict"]})
+        if self.average is not None:
+            if saved["average"] is None:
+                raise ValueError("the checkpoint has no weight average: set ema_decay to null, or train from the start")
+            self.average.load_state_dict(saved["average"])
+
+    @property
+    def strict_loading(self) -> bool:
+        """False: `on_load_checkpoint` has compared and loaded everything by then."""
+        return False
+
+    def _generator(self, split: int, position: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed(split, position))
+
+    def _seed(self, split: int, position: int) -> int:
+        words = [self.seed, split, position, self.global_rank]
+        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

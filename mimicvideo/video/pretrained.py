@@ -1,0 +1,203 @@
+"""Where pretrained weights come from: a name becomes a folder, its files become checked modules and SHA-256 hashes."""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
+PACKAGED = {"cosmos-tiny": Path(__file__).resolve().parents[1] / "assets" / "cosmos-tiny"}
+MANIFEST = "manifest.json"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def resolve(pretrained: str, revision: str | None = None) -> Path:
+    """The folder with `transformer`, `vae`, `text_encoder` and `tokenizer` that `pretrained` names.
+
+    Args:
+        pretrained: "cosmos-tiny" (in the package), a folder, or a hub id, which alone is downloaded.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, it lacks a component, or the hub cannot be reached.
+    """
+    folder = Path(pretrained).expanduser()
+    if pretrained in PACKAGED:
+        folder = PACKAGED[pretrained]
+    elif not folder.is_dir() and _HUB_ID.fullmatch(pretrained):
+        folder = _download(pretrained, revision)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"pretrained={pretrained!r}: there is no folder {folder}. Give a folder with {', '.join(COMPONENTS)} in it, "
+            f"a hub id such as nvidia/Cosmos-Predict2-2B-Video2World, or one of {sorted(PACKAGED)}"
+        )
+    missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} is not a complete video model: it lacks {', '.join(missing)}. Put the diffusers-format folders "
+            f"{', '.join(COMPONENTS)} there"
+        )
+    return folder
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{name}/*" for name in COMPONENTS]
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, etag_timeout=5))
+    except Exception as error:  # the hub client raises errors of many kinds: no network, gated, unknown, offline
+        raise FileNotFoundError(
+            f"pretrained={hub_id!r}: no such folder here, and the hub did not give it ({type(error).__name__}: {_first_line(error)}). "
+            f"Either connect (for gated models accept the licence and set HF_TOKEN), or copy the model's folders {', '.join(COMPONENTS)} "
+            f"into a folder of this machine and set pretrained to its path"
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of one component, read from its index if it is sharded.
+
+    Raises:
+        FileNotFoundError: If there are none or a shard is missing.
+    """
+    for stem in ("diffusion_pytorch_model", "model"):
+        single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            shards = sorted({folder / name for name in read_json(index)["weight_map"].values()})
+            missing = [shard.name for shard in shards if not shard.is_file()]
+            if missing:
+                raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, named in {index.name}: copy or download the folder again")
+            return shards
+    raise FileNotFoundError(f"{folder} holds no weights: expected diffusion_pytorch_model.safetensors or model.safetensors")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parses a JSON file; an absent or damaged one is reported by its name."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing: copy or download the folder again") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({_first_line(error)}): copy or download it again") from None
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file. Raises ValueError if it is truncated or no safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({_first_line(error)}): copy or download it again") from error
+
+
+def tensor_shapes(paths: Iterable[Path]) -> dict[str, torch.Size]:
+    """Shapes by key, from the headers alone, which also tells whether each file has its full length."""
+    shapes = {}
+    for path in paths:
+        try:
+            with safe_open(path, "pt") as file:
+                shapes |= {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is truncated or damaged ({_first_line(error)}): copy or download it again") from error
+    return shapes
+
+
+def check_shapes(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], where: object, remedy: str) -> None:
+    """Raises ValueError, naming keys and shapes, unless both have the same keys with the same shapes."""
+    problems = [f"missing {key}" for key in expected if key not in found]
+    problems += [f"unexpected {key}" for key in found if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(found[key])}, expected {tuple(expected[key])}"
+        for key in expected
+        if key in found and found[key] != expected[key]
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{where} does not fit: {'; '.join(problems[:5])}{more}. {remedy}")
+
+
+def load_module(cls: type[Module], folder: Path, dtype: torch.dtype) -> Module:
+    """Loads a diffusers or transformers model whose files hold exactly its tensors.
+
+    Raises:
+        FileNotFoundError: If config or weights are missing.
+        ValueError: If a file is truncated or differs from its SHA-256 in the model's manifest.json, or a key is missing,
+            unexpected or of another shape: such a model would otherwise start with random weights, silently.
+    """
+    config, files = read_json(folder / "config.json"), weight_files(folder)
+    with torch.device("meta"):
+        blank = cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class.from_dict(config))
+    expected = {key: value.shape for key, value in blank.state_dict().items()}
+    found = tensor_shapes(files)
+    tied = set(getattr(blank, "_tied_weights_keys", None) or {})  # stored once under another name
+    expected = {key: shape for key, shape in expected.items() if key not in tied or key in found}
+    check_shapes(found, expected, folder, "Is this the checkpoint of another architecture, or was it saved with an adapter attached?")
+    _check_manifest(folder, files)
+    return cls.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).eval()
+
+
+def _check_manifest(folder: Path, files: list[Path]) -> None:
+    manifest = folder.parent / MANIFEST
+    if not manifest.is_file():
+        return
+    recorded = read_json(manifest)["sha256"]
+    for file in files:
+        name = file.relative_to(folder.parent).as_posix()
+        if recorded.get(name) != file_hash(file):
+            raise ValueError(f"{file} differs from the SHA-256 that {manifest} records for it: copy or download it again")
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """Records the SHA-256 of every safetensors file below `folder`, beside `facts`, in its manifest.json."""
+    hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in sorted(folder.rglob("*.safetensors"))}
+    (folder / MANIFEST).write_text(json.dumps({**facts, "sha256": hashes}, indent=2) + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, computed once per process and state of the file."""
+    stat = path.stat()
+    return _file_hash(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def component_hash(folder: Path, *, with_weights: bool = True) -> str:
+    """SHA-256 over the weights of one component and those entries of its config.json that describe the network."""
+    config = {key: value for key, value in read_json(folder / "config.json").items() if not key.startswith("_")}
+    config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "transformers_version")}
+    parts = [json.dumps(config, sort_keys=True)]
+    if with_weights:
+        parts += [file_hash(path) for path in weight_files(folder)]
+    return text_hash(*parts)
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 over a tokenizer's vocabulary files."""
+    files = [folder / name for name in ("tokenizer.json", "spiece.model") if (folder / name).is_file()]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no tokenizer: expected tokenizer.json or spiece.model")
+    return text_hash(*(file_hash(path) for path in files))
+
+
+def text_hash(*parts: str) -> str:
+    """SHA-256 over strings, with their borders."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -1,0 +1,125 @@
+"""PromptEncoder: instructions become T5 embeddings, kept in memory and on disk, so that T5 itself is seldom loaded."""
+
+import hashlib
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mimicvideo.video import pretrained
+
+
+class PromptEncoder(nn.Module):
+    """T5's last hidden states, padded with zeros to `prompt_tokens`; no attention mask goes with them (Predict2's way).
+
+    A frozen T5 is read from disk only when a prompt is in neither cache, and encodes each prompt on its own, so that its
+    embedding does not depend on what else is in the batch. A trained T5 (`train_weights`) bypasses both caches.
+
+    Args:
+        folder: Holds `text_encoder` and `tokenizer`.
+        prompt_tokens: Length of the embeddings; 512 for Predict2. Longer prompts are cut, with a warning.
+        dtype: Of T5's weights.
+        cache: Folder for embeddings, one safetensors file per prompt, encoder and length; None keeps them in memory only.
+    """
+
+    def __init__(self, folder: Path, prompt_tokens: int, dtype: torch.dtype, cache: str | None = None) -> None:
+        super().__init__()
+        if prompt_tokens < 1:
+            raise ValueError(f"prompt_tokens must be at least 1, got {prompt_tokens}")
+        self.folder, self.prompt_tokens, self.dtype = folder, prompt_tokens, dtype
+        self.prompt_dim: int = pretrained.read_json(folder / "text_encoder" / "config.json")["d_model"]
+        self.cache = Path(cache).expanduser() if cache else None
+        self.model: nn.Module | None = None  # a registered submodule, hence moved and saved, only when it trains
+        self._frozen: list[nn.Module] = []  # hidden from `parameters()`
+        self._memory: dict[str, Tensor] = {}
+        self._tokenizer = None
+        pretrained.tensor_shapes(pretrained.weight_files(folder / "text_encoder"))  # complains about truncated files now
+        self.weights_hash = pretrained.text_hash(
+            pretrained.component_hash(folder / "text_encoder"), pretrained.tokenizer_hash(folder / "tokenizer")
+        )
+
+    def train_weights(self) -> None:
+        """Loads T5 in fp32 and opens its weights to training."""
+        self.model = self._load(torch.float32).train().requires_grad_(True)
+
+    def forward(self, prompts: list[str], device: torch.device) -> Float[Tensor, "batch prompt_tokens prompt_dim"]:
+        """Embeddings in fp32 on `device`."""
+        if self.model is not None:
+            return self._encode(self.model, prompts, device)
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._memory:
+                self._memory[prompt] = self._stored(prompt, device)
+        rows = torch.zeros(len(prompts), self.prompt_tokens, self.prompt_dim)
+        for row, prompt in zip(rows, prompts, strict=True):
+            row[: len(self._memory[prompt])] = self._memory[prompt]
+        return rows.to(device)
+
+    def _encode(self, model: nn.Module, prompts: list[str], device: torch.device) -> Tensor:
+        tokens = self._tokenize(prompts).to(device)
+        hidden = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state.float()
+        hidden = hidden * tokens.attention_mask[..., None]
+        return nn.functional.pad(hidden, (0, 0, 0, self.prompt_tokens - hidden.shape[1]))
+
+    def _tokenize(self, prompts: list[str]):
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        for prompt in prompts:
+            if (length := len(self._tokenizer(prompt).input_ids)) > self.prompt_tokens:
+                warnings.warn(f"prompt cut from {length} to {self.prompt_tokens} tokens (prompt_tokens): {prompt!r}", stacklevel=2)
+        return self._tokenizer(prompts, padding="longest", truncation=True, max_length=self.prompt_tokens, return_tensors="pt")
+
+    def _load(self, dtype: torch.dtype) -> nn.Module:
+        from transformers import T5EncoderModel
+
+        return pretrained.load_module(T5EncoderModel, self.folder / "text_encoder", dtype)
+
+    def _stored(self, prompt: str, device: torch.device) -> Tensor:
+        """The embedding without its padding, from disk or else computed and written there."""
+        if self.cache is None:
+            return self._compute(prompt, device)
+        key = hashlib.sha256(f"{prompt}\0{self.weights_hash}\0{self.dtype}\0{self.prompt_tokens}".encode()).hexdigest()
+        path = self.cache / f"{key}.safetensors"
+        embedding = _read_checked(path)
+        if embedding is None:
+            embedding = self._compute(prompt, device)
+            _write_checked(path, embedding)
+        return embedding
+
+    @torch.no_grad()
+    def _compute(self, prompt: str, device: torch.device) -> Tensor:
+        if not self._frozen:
+            self._frozen.append(self._load(self.dtype).requires_grad_(False))
+        model = self._frozen[0].to(device)
+        with torch.autocast(device.type, enabled=False):  # the cached value must not depend on who asked first
+            length = self._tokenize([prompt]).input_ids.shape[1]
+            return self._encode(model, [prompt], device)[0, :length].cpu()
+
+
+def _read_checked(path: Path) -> Tensor | None:
+    """A cached embedding, or None if there is none or its bytes do not match their checksum."""
+    try:
+        with safe_open(path, "pt") as file:
+            embedding, metadata = file.get_tensor("embedding"), file.metadata() or {}
+    except (FileNotFoundError, SafetensorError, OSError):
+        return None
+    return embedding if metadata.get("sha256") == _tensor_hash(embedding) else None
+
+
+def _write_checked(path: Path, embedding: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = save({"embedding": embedding.contiguous()}, {"sha256": _tensor_hash(embedding)})
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
+
+
+def _tensor_hash(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,74 @@
+"""The three futures: what latents they give, how many backbone passes they cost, and what they refuse."""
+
+import pytest
+import torch
+
+from mimicvideo import flow
+from mimicvideo.action.future import PAPER_TAU, DenoisedFuture, NoiseFuture, OracleFuture
+from mimicvideo.noise import karras_taus
+from mimicvideo.video.backbone import VideoCondition
+from tests.fake_backbone import FakeBackbone, demonstrations
+
+
+@pytest.fixture
+def scene():
+    """A backbone, its condition on the first latent frame, clean latents, and noise."""
+    backbone, batch = FakeBackbone(), demonstrations(2)
+    clean = backbone.encode_video(torch.cat([batch["observation"]["video"], batch["future"]], dim=1))
+    condition = VideoCondition(backbone.encode_prompt(batch["observation"]["prompt"]), clean[:, :, :1])
+    return backbone, condition, clean, torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_noise_is_scaled_noise_and_costs_nothing(scene):
+    backbone, condition, _, noise = scene
+    future = NoiseFuture()
+    assert future.tau == PAPER_TAU == 80 / 81
+    # The official input at sigma 80 is sigma noise / (1 + sigma).
+    torch.testing.assert_close(future.latents(backbone, condition, noise), 80 * noise / 81)
+    assert backbone.passes == 0
+
+
+def test_denoised_integrates_the_official_grid_down_to_tau(scene):
+    backbone, condition, _, noise = scene
+    future = DenoisedFuture(tau=0.5, steps=35, solver="euler")
+    got = future.latents(backbone, condition, noise)
+    grid = karras_taus(35)
+    above = grid[grid > 0.5]
+    assert backbone.passes == len(above) == 21  # levels 0 ... 20 of the table, 0.98765 ... 0.56267
+    x = above[0].item() * noise
+    for tau, following in zip(above, [*above[1:], torch.tensor(0.5)], strict=True):
+        step = following.item() - tau.item()
+        update = step * backbone.velocity(x, tau.float().expand(2), condition)
+        x = torch.cat([condition.observed, (x + update)[:, :, 1:]], dim=2)
+    torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
+    assert torch.equal(got[:, :, :1], condition.observed)
+
+
+def test_denoised_at_the_top_of_the_grid_is_noise(scene):
+    backbone, condition, _, noise = scene
+    for tau in (PAPER_TAU, 1.0):
+        torch.testing.assert_close(DenoisedFuture(tau=tau).latents(backbone, condition, noise), tau * noise)
+    assert backbone.passes == 0
+    on_grid = DenoisedFuture(tau=float(karras_taus(35)[3]))
+    assert len(on_grid.taus) == 4  # a level of the grid is not passed twice
+
+
+def test_denoised_to_zero_ends_clean():
+    assert DenoisedFuture(tau=0.0).taus[-1] == 0
+    assert len(DenoisedFuture(tau=0.0, steps=5).taus) == 7
+
+
+def test_oracle_noises_the_truth_as_training_does(scene):
+    backbone, condition, clean, noise = scene
+    future = OracleFuture(tau=0.3)
+    assert future.needs_video
+    torch.testing.assert_close(future.latents(backbone, condition, noise, clean), flow.interpolate(clean, noise, torch.full((2,), 0.3)))
+    with pytest.raises(ValueError, match="needs the true future"):
+        future.latents(backbone, condition, noise)
+
+
+@pytest.mark.parametrize("kind", [NoiseFuture, DenoisedFuture, OracleFuture])
+@pytest.mark.parametrize("tau", [-0.1, 1.5, float("nan")])
+def test_a_noise_level_outside_zero_to_one_is_refused(kind, tau):
+    with pytest.raises(ValueError, match=r"future\.tau must lie in \[0, 1\]"):
+        kind(tau=tau)

@@ -1,0 +1,96 @@
+"""Identities of the flow: the interpolant and its inverse, NVIDIA's form of the loss, and the solvers' orders."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mimicvideo import flow
+
+
+@pytest.fixture
+def samples() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64)
+    return clean, noise, torch.linspace(0.05, 0.95, 5, dtype=torch.float64)
+
+
+def test_interpolant_runs_from_clean_to_noise(samples: tuple[Tensor, Tensor, Tensor]) -> None:
+    clean, noise, tau = samples
+    torch.testing.assert_close(flow.interpolate(clean, noise, torch.zeros_like(tau)), clean, rtol=0, atol=0)
+    torch.testing.assert_close(flow.interpolate(clean, noise, torch.ones_like(tau)), noise, rtol=0, atol=0)
+
+
+def test_velocity_is_the_derivative_of_the_interpolant(samples: tuple[Tensor, Tensor, Tensor]) -> None:
+    clean, noise, tau = samples
+    step = 1e-6
+    difference = (flow.interpolate(clean, noise, tau + step) - flow.interpolate(clean, noise, tau - step)) / (2 * step)
+    torch.testing.assert_close(difference, flow.velocity_target(clean, noise), rtol=1e-8, atol=1e-8)
+
+
+def test_clean_sample_comes_back_from_noisy_sample_and_velocity(samples: tuple[Tensor, Tensor, Tensor]) -> None:
+    clean, noise, tau = samples
+    noisy = flow.interpolate(clean, noise, tau)
+    torch.testing.assert_close(flow.clean_from_velocity(noisy, flow.velocity_target(clean, noise), tau), clean)
+
+
+def test_sigma_and_tau_are_inverse() -> None:
+    tau = torch.linspace(0, 0.999, 50, dtype=torch.float64)
+    torch.testing.assert_close(flow.tau_from_sigma(flow.sigma_from_tau(tau)), tau)
+    assert flow.tau_from_sigma(torch.tensor(80.0, dtype=torch.float64)).item() == pytest.approx(80 / 81)
+
+
+def test_velocity_loss_equals_the_weighted_edm_loss(samples: tuple[Tensor, Tensor, Tensor]) -> None:
+    """NVIDIA trains (1 + sigma)^2 / sigma^2 |x0_hat - x0|^2 with x0_hat = c_skip x_sigma + c_out F(c_in x_sigma)."""
+    clean, noise, tau = samples
+    network = torch.sin  # any function of its input
+    velocity_loss = (network(flow.interpolate(clean, noise, tau)) - flow.velocity_target(clean, noise)).square().mean()
+
+    sigma = flow.expand_like(flow.sigma_from_tau(tau), clean)
+    level = sigma / (1 + sigma)
+    x_sigma = clean + sigma * noise
+    estimate = (1 - level) * x_sigma - level * network((1 - level) * x_sigma)
+    edm_loss = ((1 + sigma) ** 2 / sigma**2 * (estimate - clean).square()).mean()
+    assert edm_loss.item() == pytest.approx(velocity_loss.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "ab2"])
+def test_straight_flow_is_exact_in_any_number_of_steps(solver: flow.Solver, samples: tuple[Tensor, Tensor, Tensor]) -> None:
+    clean, noise, _ = samples
+    velocity = flow.velocity_target(clean, noise)
+    for taus in (torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.7, 0.6, 0.1, 0.0])):
+        end = flow.integrate(lambda x, tau: velocity, noise, taus.double(), solver)
+        torch.testing.assert_close(end, clean, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("ab2", 2)])
+def test_error_falls_with_the_solvers_order(solver: flow.Solver, order: int) -> None:
+    """dx/dtau = x has x(0) = x(1) / e. Halving uneven steps must divide the error by 2^order."""
+    errors = []
+    for steps in (64, 128, 256):
+        taus = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 1.5
+        end = flow.integrate(lambda x, tau: x, torch.ones(1, dtype=torch.float64), taus, solver)
+        errors.append(abs(end.item() - torch.e**-1))
+    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+        assert coarse / fine == pytest.approx(2**order, rel=0.1)
+
+
+def test_ab2_is_exact_on_linear_slopes_after_its_euler_start() -> None:
+    """dx/dtau = 2 tau: the first step errs by its length squared, the others by nothing, however uneven they are."""
+    taus = torch.tensor([1.0, 0.9, 0.5, 0.45, 0.0], dtype=torch.float64)
+    end = flow.integrate(lambda x, tau: 2 * tau, torch.ones(1, dtype=torch.float64), taus, "ab2")
+    assert end.item() == pytest.approx(-((taus[1] - taus[0]) ** 2).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize(("solver", "calls"), [("euler", 4), ("heun", 8), ("ab2", 4)])
+def test_number_of_network_calls(solver: flow.Solver, calls: int) -> None:
+    seen = []
+    flow.integrate(lambda x, tau: (seen.append(float(tau)), x)[1], torch.ones(1), torch.linspace(1, 0, 5), solver)
+    assert len(seen) == calls
+    assert max(seen) == 1
+
+
+def test_bad_grids_and_solvers_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least two noise levels"):
+        flow.integrate(lambda x, tau: x, torch.ones(1), torch.ones(1))
+    with pytest.raises(ValueError, match="rk4"):
+        flow.integrate(lambda x, tau: x, torch.ones(1), torch.linspace(1, 0, 3), "rk4")  # type: ignore[arg-type]
