@@ -4,10 +4,12 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -16,8 +18,10 @@ from mimicvideo.callbacks.nan_guard import NanGuard
 from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
 from mimicvideo.compose import compose_argv
 from mimicvideo.messages import ConfigError, ShortErrors, nearest
+from mimicvideo.provenance import command_line
 
-# Lightning's own code trips over torch's deprecations, and it advertises a service.
+# Lightning trips over torch's deprecations, takes a stream that resumes by its position for one that does not, and advertises.
+warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
 
@@ -25,12 +29,28 @@ FROM_DATA = ("action_dim", "proprio_dim", "horizon")  # arguments of a policy th
 NAMED_CHECKPOINTS = ("last", "best", "hpc")
 
 
+def _checkpoint_folder(run_dir: str) -> str:
+    return f"{run_dir}/checkpoints"
+
+
+# What follows from another argument: target, source, and how. jsonargparse leaves out a link to an argument that the chosen
+# class does not have, so that those from the data hold for an ActionPolicy and do nothing for VideoFinetune.
+LINKS: dict[str, tuple[str, Callable[[Any], Any] | None]] = {
+    "trainer.default_root_dir": ("run_dir", None),
+    "trainer.logger.init_args.save_dir": ("run_dir", None),  # of one logger, or of each in a list
+    "checkpoint.dirpath": ("run_dir", _checkpoint_folder),
+    **{f"model.init_args.{name}": (f"data.init_args.{name}", None) for name in FROM_DATA},
+    "data.init_args.seed": ("seed_everything", int),
+    "model.init_args.seed": ("seed_everything", int),
+}
+
+
 class TrainingParser(ShortErrors, LightningArgumentParser):
     """Lightning's parser with short errors."""
 
 
 class SaveRun(SaveConfigCallback):
-    """Writes the whole resolved configuration as `<run_dir>/<verb>.yaml`, which `--config` takes again."""
+    """Writes the whole resolved configuration as `<run_dir>/<verb>.yaml`, which `--config` takes again, and the command beside it."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         super().__init__(parser, config, save_to_log_dir=False, **kwargs)
@@ -40,6 +60,8 @@ class SaveRun(SaveConfigCallback):
         run_dir.mkdir(parents=True, exist_ok=True)
         verb = trainer.state.fn.value if trainer.state.fn else stage
         (run_dir / f"{verb}.yaml").write_text(self.parser.dump(self.config, skip_none=False))
+        with open(run_dir / "commands.txt", "a") as file:  # a resumed run has several
+            file.write(f"{command_line()}\n")
 
 
 class MimicVideoCLI(LightningCLI):
@@ -62,21 +84,16 @@ class MimicVideoCLI(LightningCLI):
         # Standing callbacks are named arguments, since flags cannot reach the items of a list.
         parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
         parser.add_lightning_class_args(NanGuard, "nan_guard")
-        parser.link_arguments("run_dir", "trainer.default_root_dir")
-        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
-        parser.link_arguments("run_dir", "trainer.logger.init_args.save_dir")  # of one logger or of each in a list
-        # jsonargparse leaves out a link to an argument that the chosen class does not have, so these hold for an
-        # ActionPolicy and do nothing for VideoFinetune and AutoencoderTraining.
-        for name in FROM_DATA:
-            parser.link_arguments(f"data.init_args.{name}", f"model.init_args.{name}")
-        for part in ("data", "model"):
-            parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=int)
+        # last.ckpt is always the last one, also when a run is repeated in its folder.
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.enable_version_counter": False})
+        for target, (source, compute) in LINKS.items():
+            parser.link_arguments(source, target, compute_fn=compute)
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        if isinstance(args, dict | Namespace):
-            self.config = parser.parse_object(args)
-        else:  # sys.argv stays as it was typed: the other processes of DDP start from it
-            self.config = parser.parse_args(compose_argv(sys.argv[1:] if args is None else args))
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:  # type: ignore[override]
+        # sys.argv stays as it was typed: the other processes of DDP start from it.
+        args = compose_argv(sys.argv[1:] if args is None else args)
+        check_links(args)
+        self.config = parser.parse_args(args)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
@@ -112,6 +129,8 @@ class MimicVideoCLI(LightningCLI):
 class CheckingCLI(MimicVideoCLI):
     """Parses and checks a configuration; builds nothing, runs nothing, and asks for no GPU."""
 
+    def _set_seed(self) -> None: ...
+
     def before_instantiate_classes(self) -> None: ...
 
     def instantiate_classes(self) -> None: ...
@@ -136,5 +155,24 @@ def check_devices(trainer: Namespace) -> None:
         raise ConfigError(f"trainer.accelerator={trainer.accelerator} asks for {wanted} GPU(s), but this machine has {has}: use {fix}")
 
 
-def _checkpoint_folder(run_dir: str) -> str:
-    return f"{run_dir}/checkpoints"
+def check_links(args: list[str]) -> None:
+    """Raises ConfigError if something is given that follows from another argument: the link would override it without a word."""
+    given: set[str] = set()
+    for argument in args:
+        key, _, value = argument.removeprefix("--").partition("=")
+        if key == "config":
+            path = Path(value) if len(value) < 1000 and "\n" not in value else None
+            given |= set(_leaves(yaml.safe_load(path.read_text() if path and path.is_file() else value)))
+        elif argument.startswith("--"):
+            given.add(key)
+    for target, (source, _) in LINKS.items():
+        if short := given & {target, target.replace(".init_args", "")}:
+            raise ConfigError(f"{short.pop()} follows from {source}: give that instead")
+
+
+def _leaves(config: Any, key: str = "") -> Iterator[str]:
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from _leaves(value, f"{key}.{name}".lstrip("."))
+    else:
+        yield key

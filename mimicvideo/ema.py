@@ -1,10 +1,18 @@
 """WeightAverage: an exponential moving average of a module's trainable weights, shared by both stages."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
+
+
+class AverageState(TypedDict):
+    """Plain tensors and a number, safe for `torch.load(weights_only=True)`."""
+
+    updates: int
+    average: dict[str, Tensor]
 
 
 class WeightAverage:
@@ -60,11 +68,11 @@ class WeightAverage:
                 for name, weight in saved.items():
                     weights[name].copy_(weight)
 
-    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
-        """Plain tensors and numbers, safe for `torch.load(weights_only=True)`."""
+    def state_dict(self) -> AverageState:
+        """What `load_state_dict` takes; the tensors are this object's own."""
         return {"updates": self.updates, "average": dict(self._average)}
 
-    def load_state_dict(self, state: Mapping[str, int | Mapping[str, Tensor]]) -> None:
+    def load_state_dict(self, state: AverageState) -> None:
         """Continues from a saved average.
 
         Raises:
@@ -81,7 +89,7 @@ class WeightAverage:
             raise RuntimeError(
                 f"the saved weight average does not fit the model: missing {missing}, unexpected {unexpected}, other shape {reshaped}"
             )
-        self.updates = int(state["updates"])
+        self.updates = state["updates"]
         self._average = {name: saved[name].to(average.device, torch.float32).clone() for name, average in self._average.items()}
 
 

@@ -6,7 +6,6 @@ Source of the convention: paper Eq. 1-3. It equals NVIDIA's EDM form of Predict2
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -78,7 +77,7 @@ def integrate(
             slope = (slope + velocity(x + step * slope, next_tau)) / 2
         elif solver == "ab2":
             current = slope
-            if previous is not None:
+            if previous is not None and previous_step is not None:
                 ratio = step / (2 * previous_step)
                 slope = (1 + ratio) * current - ratio * previous
             previous, previous_step = current, step

@@ -26,7 +26,7 @@ def run_function(argv: list[str]) -> None:
     auto_cli(_function(verb), args=args, **_options(verb))
 
 
-def function_parser(verb: str) -> FunctionParser:
+def function_parser(verb: str) -> ArgumentParser:
     """The parser of a verb, to check a configuration without running anything."""
     return auto_parser(_function(verb), **_options(verb))
 

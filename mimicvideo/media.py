@@ -39,7 +39,7 @@ def read_mp4(path: str | Path) -> UInt8[ndarray, "frames height width 3"]:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def grid(videos: Sequence[UInt8[ndarray, "frames height width 3"]], columns: int) -> UInt8[ndarray, "frames height width 3"]:
+def grid(videos: Sequence[UInt8[ndarray, "_ height width 3"]], columns: int) -> UInt8[ndarray, "frames grid_height grid_width 3"]:
     """Tiles equally large videos, row by row; shorter ones hold their last frame, empty places are white."""
     frames = max(len(video) for video in videos)
     rows = -(-len(videos) // columns)
@@ -52,7 +52,9 @@ def grid(videos: Sequence[UInt8[ndarray, "frames height width 3"]], columns: int
     return tiled
 
 
-def strip(rows: Mapping[str, UInt8[ndarray, "frames height width 3"]], most: int = 9, gap: int = 2) -> UInt8[ndarray, "height width 3"]:
+def strip(
+    rows: Mapping[str, UInt8[ndarray, "_ height width 3"]], most: int = 9, gap: int = 2
+) -> UInt8[ndarray, "strip_height strip_width 3"]:
     """One labelled row of frames per video, on white; of long videos `most` evenly spaced frames, first and last included."""
     from PIL import Image, ImageDraw, ImageFont
 

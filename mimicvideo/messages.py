@@ -7,15 +7,11 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-if TYPE_CHECKING:  # what Hydra refuses is answered without importing jsonargparse
-    from jsonargparse import ArgumentParser
-
-CLASS_PROBLEM = re.compile(
-    r"module '\S+' has no attribute '\w+'|No module named '\S+'|Import path \S+ does not correspond to a subclass of \w+"
-    r"|Expected a dot import path string: \S+"
-)
+NO_CLASS = re.compile(r"module '\S+' has no attribute '\w+'|No module named '\S+'")
+NOT_THE_CLASS = re.compile(r"Import path \S+ does not correspond to a subclass of \w+|Expected a dot import path string: \S+")
+PLAIN_TYPE = re.compile(r"Subtypes: .*<class '(?:int|float|bool|str)'>")
 
 TRAINING = ("fit.", "validate.", "test.", "predict.")  # what keys of LightningCLI's verbs start with
 
@@ -43,13 +39,8 @@ def nearest_key(key: str, keys: Iterable[str]) -> str:
 
 
 def nearest_class(class_path: str) -> str:
-    """Like `nearest` for `package.module.Class`: looks into the deepest module of the path that exists.
-
-    A bare `Class` is only understood if something of that name is imported already.
-    """
+    """Like `nearest` for `package.module.Class`: looks into the deepest module of the path that exists."""
     module_name, _, name = class_path.rpartition(".")
-    if not module_name:
-        return " (write package.module.Class)"
     while module_name:
         try:
             module = importlib.import_module(module_name)
@@ -60,6 +51,13 @@ def nearest_class(class_path: str) -> str:
         names += [entry.name for entry in pkgutil.iter_modules(getattr(module, "__path__", []))]
         return nearest(name, [other for other in names if not other.startswith("_")])
     return ""
+
+
+def _fields(text: str) -> list[str]:
+    """The fields of the typed dictionaries among the classes that a message names."""
+    paths = [path.rpartition(".") for path in re.findall(r"<class '([\w.]+)'>", text)]
+    kinds = [getattr(sys.modules.get(module), name, None) for module, _, name in paths]
+    return [field for kind in kinds for field in getattr(kind, "__annotations__", {})]
 
 
 class ShortErrors:
@@ -84,7 +82,8 @@ class ShortErrors:
 
 def _keys(parser: Any) -> list[str]:
     """Every key that a parser takes, those of its verbs included."""
-    keys = [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    options = [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    keys = [option for option in options if not re.search(r"(^|\.)(help|print_config|print_shtab)$|\+$", option)]
     verbs = parser._subcommands_action
     for verb in verbs._name_parser_map.values() if verbs else []:
         keys += _keys(verb)
@@ -114,11 +113,14 @@ def shorten(message: str, keys: Iterable[str] = ()) -> str:
         owners = [factory[1]] if factory else re.findall(r"given class_path '(\S+?)'", message[: refused.start()])
         where = f"{key}.init_args.{refused[1]}" if key else refused[1]
         return f"{where} is not accepted{f' by {owners[-1]}' if owners else ''}{refused[2] or ''}"
-    if (problem := CLASS_PROBLEM.search(leaf)) and not ("Subtypes:" in leaf and "given class_path" not in leaf):
-        class_path = re.findall(r"class_path(?: |=)'(\S+?)'", leaf) or [problem[0].split()[-1].strip("'")]
-        known = "" if "subclass" in problem[0] else nearest_class(class_path[-1])
+    if unexpected := re.search(r"Unexpected keys: \{'(\w+)'", leaf):
+        return f"{key}.{unexpected[1]} is not accepted{nearest(unexpected[1], _fields(leaf))}"
+    if problem := NO_CLASS.search(leaf):
+        class_path = ".".join(re.findall(r"'(.+?)'", problem[0]))
+        return f"{key}: {problem[0]}{nearest_class(class_path)}"
+    if (problem := NOT_THE_CLASS.search(leaf)) and not PLAIN_TYPE.search(leaf):
         text = problem[0].replace("Expected a dot import path string:", "there is no class")
-        return f"{key}: {text}{known}"
+        return f"{key}: {text}{'' if 'subclass' in text else ' (write package.module.Class)'}"
     return f"{key}: {_expected(leaf)}" if key else _expected(leaf)
 
 
@@ -151,15 +153,16 @@ def _key_and_leaf(message: str) -> tuple[str, str]:
 def _expected(leaf: str) -> str:
     """`expected int, got 1.5`."""
     leaf = leaf.split(". Got value: Namespace(")[0]  # said again by the factory's type
-    given = re.search(r"Given value: (.*)", leaf)
-    types = re.search(r"Subtypes: \[(.*)\]\n", leaf)
+    value, text = re.search(r"Given value: (.*)", leaf), " ".join(leaf.split())
     if single := re.search(r"Expected an? (.*?)\. Got value: (.*)$", leaf, re.MULTILINE):
-        text = f"expected {single[1]}, got {single[2]!r}"
-    elif types and given:
-        text = f"expected one of {types[1]}, got {given[1]!r}"
-    else:
-        text = " ".join(leaf.split())
-    choices = re.findall(r"'([^']*)'", " ".join(re.findall(r"Literal\[([^]]*)\]", text)))
-    text += nearest(single[2] if single else given[1], choices) if choices and (single or given) else ""
+        text = f"expected {single[1]}, got {single[2]!r}{_nearest_choice(single[1], single[2])}"
+    elif value and (unions := re.findall(r"Subtypes: \[(.*)\]\n", leaf)):  # the innermost union is the last
+        text = f"expected one of {unions[-1]}, got {value[1]!r}{_nearest_choice(unions[-1], value[1])}"
     text = re.sub(r"<class '(?:builtins\.)?(?:[\w.]*\.)?(\w+)'>", r"\1", text).replace("NoneType", "None").replace("typing.", "")
     return text if len(text) < 400 else f"{text[:400]} …"
+
+
+def _nearest_choice(types: str, given: str) -> str:
+    """For `Literal['a', 'b']`, alone or in a union, whose text has listed them all."""
+    hint = nearest(given, re.findall(r"'([^']*)'", " ".join(re.findall(r"Literal\[([^]]*)\]", types))))
+    return hint if hint.startswith(":") else ""

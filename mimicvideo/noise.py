@@ -24,9 +24,7 @@ class LogNormalSigma(NoiseLevels):
     (official code, `world2action_model.py`, `high_sigma_ratio`).
     """
 
-    def __init__(
-        self, scale: float = 4.0, tail_probability: float = 0.05, tail_low: float = 200.0, tail_high: float = 1e5
-    ) -> None:
+    def __init__(self, scale: float = 4.0, tail_probability: float = 0.05, tail_low: float = 200.0, tail_high: float = 1e5) -> None:
         if scale <= 0:
             raise ValueError(f"scale must be positive, got {scale}")
         if not 0 <= tail_probability <= 1:
@@ -100,9 +98,7 @@ def check_tau(tau: float, name: str = "tau") -> float:
     return float(tau)
 
 
-def karras_taus(
-    steps: int = 35, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0
-) -> Float[Tensor, " steps_plus_1"]:
+def karras_taus(steps: int = 35, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0) -> Float[Tensor, " steps_plus_1"]:
     """The official inference grid as tau, from noise to clean: Karras et al. with rho 7 (`rectified_flow_scheduler.py`).
 
     Returns:

@@ -1,13 +1,22 @@
 """Normalizer: dataset units <-> network units. Its buffers are part of the policy's weights, so a checkpoint carries its units."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 Mode = Literal["variance", "min_max", "quantile", "identity"]
+
+
+class Normalization(TypedDict, total=False):
+    """How a policy's units become network units; see `Normalizer` for the modes. Left out: the paper's, `variance` per step."""
+
+    actions: Mode | list[Mode]
+    proprio: Mode | list[Mode]
+    per_step: bool
+
 
 SMALLEST_SCALE = 1e-5  # below it a dimension counts as constant and its scale is 1: official `normalizer.py`
 
@@ -131,3 +140,25 @@ class Normalizer(nn.Module):
         if not value.isfinite().all():
             raise ValueError(f"statistic {name!r} is not finite in dimensions {(~value.isfinite()).any(0).nonzero().flatten().tolist()}")
         return value
+
+
+def normalizer_pair(
+    normalization: Normalization | None, actions: tuple[int, int], proprio: tuple[int, int]
+) -> tuple[Normalizer, Normalizer]:
+    """The normalisers of actions and proprioception.
+
+    Args:
+        normalization: What differs from the paper's.
+        actions: Their dimensions and steps.
+        proprio: Likewise.
+
+    Raises:
+        ValueError: If `normalization` has another key, or see `Normalizer`.
+    """
+    known = sorted(Normalization.__annotations__)
+    for key in normalization or {}:
+        if key not in known:
+            raise ValueError(f"normalization has no {key!r}: choose from {', '.join(known)}")
+    given: Normalization = {"actions": "variance", "proprio": "variance", "per_step": True, **(normalization or {})}
+    per_step = given["per_step"]
+    return Normalizer(*actions, given["actions"], per_step), Normalizer(*proprio, given["proprio"], per_step)

@@ -102,7 +102,7 @@ class PolicyPlanner:
 
     def plan(self, requests: Sequence[Request]) -> Float[ndarray, "batch horizon action_dim"]:
         """A chunk for each request, in dataset units."""
-        contexts = self._contexts(requests)
+        contexts: Sequence[Any] = self._contexts(requests)
         observation: Observation = {
             "video": torch.from_numpy(np.stack([context.seen.frames for context in contexts])),
             "proprio": torch.from_numpy(np.stack([request.seen.proprio for request in requests])[:, None]),

@@ -9,9 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,7 +18,7 @@ from rich.table import Table
 from mimicvideo import provenance
 from mimicvideo.action.future import Future
 from mimicvideo.benchmark.base import Benchmark, Task
-from mimicvideo.callbacks.safe_checkpoint import verify_checkpoint
+from mimicvideo.checkpoint import verify_checkpoint
 from mimicvideo.evaluation import RESULTS, Episode, Evaluation
 from mimicvideo.media import grid, read_mp4, write_mp4
 from mimicvideo.planning import Control, Planner, Request, make_planner
@@ -66,7 +64,8 @@ def rollout(
         future: What the backbone sees of the future, in place of what the checkpoint says.
         max_steps: Control steps after which an episode has failed; the benchmark's own limit by default.
         num_workers: Simulator processes; one for each core by default.
-        envs_per_worker: Environments in each. With two or more, half of them step while the policy plans for the other half.
+        envs_per_worker: Environments in each. With two or more and a GPU, half of them step while it plans for the other half; on
+            a CPU, planning and stepping would only take the cores from each other.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         videos: Episodes of each task that are recorded, the first ones.
         run_dir: Where everything is written.
@@ -103,7 +102,8 @@ def rollout(
     interval, fps = contract["frame_interval_steps"], contract["control_hz"] / FILM_EVERY
     protocol = Protocol(contract, execute, planner.observed, interval, planner.future, steps, FILM_EVERY, fps, folder / "videos")
     jobs = Jobs(tasks, episodes, seed, videos)
-    finished = play(benchmark, protocol, planner, jobs, workers, envs_per_worker, control == "shuffle_context", folder)
+    together = control == "shuffle_context" or device == "cpu"
+    finished = play(benchmark, protocol, planner, jobs, workers, envs_per_worker, together, folder)
 
     record = {
         "arguments": arguments,
@@ -128,9 +128,9 @@ def rollout(
 
 
 def evaluation_seed(seed: int, task: str, index: int) -> int:
-    """The seed with which an episode's environment is reset: in [2^31, 2^32), while those of demonstrations lie below 2^31."""
+    """The seed with which an episode's environment is reset: in [2^63, 2^64), while those of demonstrations lie below 2^63."""
     digest = hashlib.sha256(f"rollout {seed} {task} {index}".encode()).digest()
-    return 2**31 + int.from_bytes(digest[:4], "little") % 2**31
+    return 2**63 + (int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Jobs:
@@ -163,7 +163,7 @@ def play(
     together: bool,
     folder: Path,
 ) -> list[Episode]:
-    """Plays all jobs. Slots form two groups that take turns, so that one steps while the other's plans are made.
+    """Plays all jobs. Slots form two groups that take turns, so that one steps while the other's plans are made, or one group.
 
     A group's plans are made when all of it has answered: which observations share a batch never depends on timing.
 

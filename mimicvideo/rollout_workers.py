@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -155,8 +156,15 @@ def work(benchmark: Benchmark, protocol: Protocol, connection: Connection) -> No
 
     A slot is an environment of its own. Whatever an environment raises ends its episode, not the worker.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on ctrl-c the main process ends this one
     players: dict[int, Player] = {}
-    while (command := connection.recv()) is not None:
+    while True:
+        try:
+            command = connection.recv()
+        except EOFError:  # the main process is gone
+            return
+        if command is None:
+            break
         slot, request = command
         try:
             if isinstance(request, Job):

@@ -31,6 +31,7 @@ class Clip(TypedDict):
     prompt: list[str]
     episode: Int[Tensor, " batch"]  # which episode and row a sample came from: named in error messages
     row: Int[Tensor, " batch"]
+    position: NotRequired[Int[Tensor, " batch"]]  # number of the sample in the whole training (in the list, for validation)
 
 
 class Observation(TypedDict):
@@ -50,6 +51,7 @@ class Demonstration(TypedDict):
     actions: Float[Tensor, "batch horizon action_dim"]  # dataset units
     episode: Int[Tensor, " batch"]
     row: Int[Tensor, " batch"]
+    position: NotRequired[Int[Tensor, " batch"]]  # number of the sample in the whole training (in the list, for validation)
 
 
 class Policy(Protocol):

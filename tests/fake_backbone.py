@@ -196,5 +196,5 @@ class Stream:
         self.data, self.positions = data, positions
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        positions = self.positions
-        return map(self.data.at, itertools.count(self.data.trainer.global_step) if positions is None else positions)
+        trainer, positions = self.data.trainer, self.positions
+        return map(self.data.at, itertools.count(trainer.global_step if trainer else 0) if positions is None else positions)

@@ -158,7 +158,7 @@ def centre(picture: torch.Tensor, channel: int) -> torch.Tensor | None:
 
 def point_checkpoint(folder: Path, contract: dict[str, Any] | None = None) -> str:
     """A file with all that a rollout reads of a checkpoint itself; `PointPolicy` stands in for what it would build."""
-    from mimicvideo.callbacks.safe_checkpoint import save_checkpoint
+    from mimicvideo.checkpoint import save_checkpoint
 
     path = folder / "policy.ckpt"
     save_checkpoint({"mimicvideo": {"kind": "ActionPolicy", "contract": contract or CONTRACT}}, path)

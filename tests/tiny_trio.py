@@ -1,5 +1,7 @@
 """A random video model of a few kB, built once per test session."""
 
+import atexit
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,7 +14,9 @@ SENTENCES = ("open the drawer", "close the drawer", "push the red puck to the go
 @cache
 def tiny_trio() -> str:
     """Its folder: 4 blocks of width 32, a VAE with 16 latent channels, T5 of width 32."""
-    return str(build(Path(mkdtemp(prefix="tiny-trio-"))))
+    folder = Path(mkdtemp(prefix="tiny-trio-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return str(build(folder))
 
 
 def build(folder: Path, **sizes: int) -> Path:

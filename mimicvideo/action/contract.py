@@ -3,6 +3,9 @@
 import json
 from typing import Any
 
+from jaxtyping import UInt8
+from torch import Tensor
+
 from mimicvideo.types import Observation
 
 
@@ -31,8 +34,8 @@ def check_same_contract(saved: dict[str, Any], given: dict[str, Any]) -> None:
         raise ValueError(f"the data does not fit what the policy was trained on: {lines}. Use the data it was trained on, or train anew.")
 
 
-def check_observation(observation: Observation, contract: dict[str, Any]) -> None:
-    """Raises ValueError if an observation's video, proprio or prompts have another size than the contract says."""
+def check_observation(observation: Observation, contract: dict[str, Any]) -> UInt8[Tensor, "batch observed height width 3"]:
+    """An observation's video. Raises ValueError if it, proprio or prompts have another size than the contract says."""
     cameras = contract["cameras"]
     batch = len(observation["prompt"])
     frame = (cameras[0]["height"], sum(camera["width"] for camera in cameras), 3)
@@ -46,6 +49,9 @@ def check_observation(observation: Observation, contract: dict[str, Any]) -> Non
                 f"observation[{key!r}] has shape {tuple(observation[key].shape)}, expected {shape} for {batch} prompts"
                 + (f" (batch, observed frames, height, width, 3; cameras {names} side by side)" if key == "video" else "")
             )
+    video = observation.get("video")
+    assert video is not None
+    return video
 
 
 def _canonical(value: Any) -> str:

@@ -1,5 +1,7 @@
 """DiTDecoder: the paper's flow-matching transformer, which cross-attends to the hidden states of one video block."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -114,6 +116,7 @@ class DiTDecoder(ActionDecoder):
         adaln_dim: Rank of each modulation.
         time_rank: Rank of the pair-time embedding. It must equal the width, since the head and the blocks consume it as it is.
         proprio_mask_probability: In training, how often a sample's proprio tokens are all replaced by a learned one.
+        compile: `torch.compile` the network: slow at first, then faster on a GPU.
 
     Raises:
         ValueError: If the heads do not divide the width, the width is odd, the rank differs from the width, or a size is < 1.
@@ -129,6 +132,7 @@ class DiTDecoder(ActionDecoder):
         adaln_dim: int = 128,
         time_rank: int | None = None,
         proprio_mask_probability: float = 0.2,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"width": width, "depth": depth, "heads": heads, "adaln_dim": adaln_dim}.items():
@@ -150,14 +154,15 @@ class DiTDecoder(ActionDecoder):
         self.context_norm = nn.LayerNorm(shape.context_dim, eps=EPSILON)
         self.blocks = nn.ModuleList(Block(width, shape.context_dim, heads, mlp_ratio, adaln_dim) for _ in range(depth))
         self.head = Head(width, shape.action_dim, adaln_dim)
+        if compile:
+            self.compile()
 
     def prepare_context(self, hidden_states: Float[Tensor, "batch tokens context_dim"]) -> PreparedContext:
         """One LayerNorm for all blocks, then each block's keys and values."""
         if hidden_states.shape[-1] != self.shape.context_dim:
             raise ValueError(f"the hidden states are {hidden_states.shape[-1]} wide, this decoder was built for {self.shape.context_dim}")
-        context = self.context_norm(hidden_states.to(self.context_norm.weight.dtype))
-        keys, values = zip(*(block.cross_attention.keys_and_values(context) for block in self.blocks), strict=True)
-        return PreparedContext(hidden_states.shape[0], keys, values)
+        projected = self._project(hidden_states)
+        return PreparedContext(hidden_states.shape[0], *map(tuple, zip(*projected, strict=True)))
 
     def forward(
         self,
@@ -178,8 +183,13 @@ class DiTDecoder(ActionDecoder):
         return self._velocity(actions, tau_action, context.keys, context.values, tau_video, proprio, masked)
 
     def compile(self, *args, **kwargs) -> None:
-        """`torch.compile` of everything behind the random draw, whose generator the compiler does not take."""
+        """`torch.compile` of everything but the random draw, whose generator the compiler does not take."""
         self._velocity = torch.compile(self._velocity, *args, **kwargs)
+        self._project = torch.compile(self._project, *args, **kwargs)
+
+    def _project(self, hidden_states: Float[Tensor, "batch tokens context_dim"]) -> list[tuple[Tensor, Tensor]]:
+        context = self.context_norm(hidden_states.to(self.context_norm.weight.dtype))
+        return [cast(Block, block).cross_attention.keys_and_values(context) for block in self.blocks]
 
     def _velocity(
         self,

@@ -66,6 +66,7 @@ class DenoisedFuture(Future):
 
     def __init__(self, tau: float = 0.5, steps: int = 35, solver: flow.Solver = "ab2") -> None:
         self.tau = check_tau(tau, "future.tau")
+        self.steps = steps
         grid = karras_taus(steps)
         self.taus = torch.cat([grid[grid > self.tau + 1e-6], torch.tensor([self.tau], dtype=grid.dtype)])
         self.solver: flow.Solver = solver

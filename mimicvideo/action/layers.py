@@ -1,5 +1,6 @@
 """Small layers of the action decoder with the paper's initialisation: linear maps, RMSNorm, token embedders."""
 
+import itertools
 import math
 
 import torch
@@ -53,12 +54,12 @@ class TokenEmbedder(nn.Module):
     def __init__(self, in_features: int, width: int) -> None:
         super().__init__()
         widths = hop_widths(in_features, width)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self.scale = 1 / math.sqrt(width)
-        for layer in self.layers:
-            last = layer is self.layers[-1]
-            nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear" if last else "relu")
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+        for layer in layers:
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear" if layer is layers[-1] else "relu")
             nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
+        self.scale = 1 / math.sqrt(width)
 
     def forward(self, x: Float[Tensor, "*rest in_features"]) -> Float[Tensor, "*rest width"]:
         for layer in self.layers[:-1]:

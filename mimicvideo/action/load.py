@@ -10,10 +10,10 @@ from torch import nn
 
 from mimicvideo.action.policy import ActionPolicy
 from mimicvideo.action.state import IncompatibleCheckpointError, require_kind
-from mimicvideo.callbacks.safe_checkpoint import verify_checkpoint
+from mimicvideo.checkpoint import verify_checkpoint
 
 TRUSTED = ("mimicvideo.",)  # a checkpoint may name classes of these packages and no other
-TRAINING_ONLY = ("optimizer", "scheduler", "latent_cache")  # hyper-parameters that acting does without
+TRAINING_ONLY = ("optimizer", "scheduler", "latent_cache", "compile_decoder")  # hyper-parameters that acting does without
 
 
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> ActionPolicy:
@@ -37,7 +37,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> ActionP
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"no GPU is available for device {str(device)!r}: use device cpu")
     verify_checkpoint(path)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # optimizer states stay on disk
     require_kind(checkpoint)
     hyper_parameters = checkpoint.get("hyper_parameters")
     if not hyper_parameters:
@@ -68,7 +68,7 @@ def build(hyper_parameters: Mapping[str, Any]) -> ActionPolicy:
         parsed = parser.parse_object({"policy": config})
     except Exception as error:  # ArgumentError and its relatives
         raise IncompatibleCheckpointError(f"this version of mimicvideo cannot build the checkpoint's policy: {error}") from error
-    policy = parser.instantiate_classes(parsed).policy
+    policy = parser.instantiate_classes(parsed)["policy"]
     policy.save_hyperparameters(dict(hyper_parameters))  # so that it can be saved again
     return policy
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from mimicvideo.action.decoder import DecoderFactory, DecoderShape, PreparedCont
 from mimicvideo.action.future import Future
 from mimicvideo.ema import WeightAverage
 from mimicvideo.noise import NoiseLevels, check_tau, standard_normal
-from mimicvideo.normalize import Mode, Normalizer
+from mimicvideo.normalize import Normalization, normalizer_pair
 from mimicvideo.types import Demonstration, Observation
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 
@@ -28,14 +28,6 @@ Control = Literal["none", "zero", "shuffle"]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 TRAINING, VALIDATION = 0, 1  # first word of a random draw's seed, so that the two never share numbers
-
-
-class Normalization(TypedDict, total=False):
-    """How units become network units; see `Normalizer` for the modes. Left out: the paper's, `variance` per step."""
-
-    actions: Mode | list[Mode]
-    proprio: Mode | list[Mode]
-    per_step: bool
 
 
 class ActionPolicy(LightningModule):
@@ -59,12 +51,13 @@ class ActionPolicy(LightningModule):
         num_steps: Euler steps of the action flow.
         draws: (tau_a, noise) draws for each pass of the backbone.
         loss_scale: Factor of the loss; 10 in the official code.
-        normalization: Units; see `Normalization`.
+        normalization: Units; see `mimicvideo.normalize.Normalization`.
         context_control: `zero` replaces the hidden states by zeros, `shuffle` by those of the neighbour in the batch (in a batch of
             one when acting: by those of the previous call, zeros at the first). Also an attribute, for controls at rollout.
         latent_cache: Folder for the VAE's latents; without it every batch is encoded anew.
         validation_taus: tau_v at which validation noises the true future.
         ema_decay: Decay of the decoder's weight average, which then validates and acts; None for none.
+        compile_decoder: Train with `torch.compile`: a minute at the start, then faster steps on a GPU.
         optimizer: Makes the optimizer of the decoder's weights.
         scheduler: Makes the learning-rate schedule, stepped after every optimizer step.
         seed: Of all draws in training and validation.
@@ -95,6 +88,7 @@ class ActionPolicy(LightningModule):
         latent_cache: str | None = None,
         validation_taus: Sequence[float] = (0.1, 0.5, 0.9),
         ema_decay: float | None = None,
+        compile_decoder: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
@@ -116,8 +110,10 @@ class ActionPolicy(LightningModule):
         self.block, self.num_steps, self.draws, self.loss_scale, self.seed = block, num_steps, draws, loss_scale, seed
         self.action_dim, self.proprio_dim, self.horizon = action_dim, proprio_dim, horizon
         self.context_control: Control = context_control
-        self.latent_cache = latent_cache
+        self.latent_cache, self.compile_decoder = latent_cache, compile_decoder
         self.validation_taus = [check_tau(tau, "validation_taus") for tau in validation_taus]
+        if len({f"{tau:.2f}" for tau in self.validation_taus}) < len(self.validation_taus):
+            raise ValueError(f"validation_taus must differ in their first two decimals, which name the metrics, got {validation_taus}")
         self.optimizer, self.scheduler = optimizer, scheduler
         self.contract: dict[str, Any] = {}
 
@@ -126,12 +122,9 @@ class ActionPolicy(LightningModule):
         self.adapter: dict[str, Any] | None = None  # what stage 1 trained; filled when it is merged into the backbone
         shape = DecoderShape(backbone.hidden_dim, action_dim, proprio_dim, horizon)
         self.decoder = decoder(shape)
-        for key in normalization or {}:
-            if key not in Normalization.__annotations__:
-                raise ValueError(f"normalization has no {key!r}: choose from {', '.join(sorted(Normalization.__annotations__))}")
-        modes: Normalization = {"actions": "variance", "proprio": "variance", "per_step": True, **(normalization or {})}
-        self.action_normalizer = Normalizer(action_dim, horizon, modes["actions"], modes["per_step"])
-        self.proprio_normalizer = Normalizer(proprio_dim, shape.history, modes["proprio"], modes["per_step"])
+        self.action_normalizer, self.proprio_normalizer = normalizer_pair(
+            normalization, actions=(action_dim, horizon), proprio=(proprio_dim, shape.history)
+        )
         self.average = None if ema_decay is None else WeightAverage(self.decoder, ema_decay)
         self._previous_hidden: Tensor | None = None  # for the shuffle control in batches of one
 
@@ -144,6 +137,8 @@ class ActionPolicy(LightningModule):
             ValueError: If the data's sizes are not this policy's.
         """
         self.fuse_adapter()
+        if stage == "fit" and self.compile_decoder:
+            self.decoder.compile()
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
@@ -191,7 +186,10 @@ class ActionPolicy(LightningModule):
         if "latents" in batch:
             latents = batch["latents"].float()
         else:
-            latents = self.backbone.encode_video(torch.cat([batch["observation"]["video"], batch["future"]], dim=1))
+            video, future = batch["observation"].get("video"), batch.get("future")
+            if video is None or future is None:
+                raise ValueError("a batch needs either latents or both observation.video and future")
+            latents = self.backbone.encode_video(torch.cat([video, future], dim=1))
         if latents.shape[2] != self.z_frames:
             raise ValueError(f"the batch has {latents.shape[2]} latent frames, the contract's clips have {self.z_frames}")
         return latents
@@ -276,8 +274,7 @@ class ActionPolicy(LightningModule):
         Raises:
             ValueError: If the observation is not what the contract says, or the true future is needed and missing.
         """
-        check_observation(observation, self._contract)
-        video = observation["video"].to(self.device)
+        video = check_observation(observation, self._contract).to(self.device)
         clean = None
         if self.future.needs_video and future_video is not None:
             if future_video.shape[1] != self._contract["future"]:
@@ -330,8 +327,8 @@ class ActionPolicy(LightningModule):
             metrics = {"loss": self._flow_loss(batch, generator)}
             latents = self._latents(batch)
             condition = self._condition(batch["observation"]["prompt"], latents)
-            noise = gaussian(latents.shape, generator).to(latents)
-            action_noise = gaussian(batch["actions"].shape, generator).to(latents.device)
+            noise = standard_normal(latents.shape, generator, latents.device)
+            action_noise = standard_normal(batch["actions"].shape, generator, latents.device)
 
             def error(context: PreparedContext, tau_video: Tensor) -> Tensor:
                 actions = self._sample_actions(context, tau_video, batch["observation"]["proprio"], action_noise)

@@ -63,7 +63,7 @@ def unpack(policy: "ActionPolicy", checkpoint: Mapping[str, Any]) -> None:
 
 def require_kind(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The part that `pack` wrote. Raises IncompatibleCheckpointError if this is no policy's checkpoint."""
-    saved = checkpoint.get(KEY)
+    saved: Any = checkpoint.get(KEY)
     kind = saved.get("kind") if isinstance(saved, dict) else None
     if kind != KIND:
         kind = kind or checkpoint.get("hyper_parameters", {}).get("_class_path", "something else").rpartition(".")[2]

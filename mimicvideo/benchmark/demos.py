@@ -1,72 +1,41 @@
 """The verb `demos`: Meta-World's scripted experts generate demonstrations, in parallel, as a LeRobotDataset v3.0."""
 
-import hashlib
-import itertools
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mimicvideo.benchmark.base import Environment
+from mimicvideo.benchmark.demonstration import Demonstration, Recipe, demonstrate
 from mimicvideo.benchmark.instructions import INSTRUCTIONS
 from mimicvideo.benchmark.metaworld import ACTIONS, CONTROL_HZ, MAX_EPISODE_STEPS, PROPRIO, ROBOT, MetaWorldEnv, task_names
-from mimicvideo.benchmark.rendering import CameraView, view
+from mimicvideo.benchmark.rendering import view
 from mimicvideo.data.lerobot_writer import LeRobotWriter
-from mimicvideo.data.video_encoding import EncodedVideo, VideoCodec, encode_video
+from mimicvideo.data.video_encoding import VideoCodec
 
 EPISODES_PER_UNIT = 10  # what a worker does in one go: building a simulator costs as much as a short episode
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """What all episodes have in common."""
-
-    seed: int
-    views: tuple[CameraView, ...]
-    height: int
-    width: int
-    stride: int
-    action_noise: float
-    noise_smoothness: float
-    noise_probability: float
-    start_noise_steps: int
-    tail_steps: int
-    max_steps: int
-    max_attempts: int
-    keep_failed: bool
-    codec: VideoCodec
-    fps: int
-    folder: Path
-
-
 @dataclass
-class _Demonstration:
-    """An episode as a worker hands it over."""
-
-    videos: dict[str, EncodedVideo]
-    proprio: Float32[np.ndarray, "rows 4"]
-    actions: Float32[np.ndarray, "steps 4"]
-    success: Bool[np.ndarray, " rows"]
-    details: dict[str, Any]
-
-
-@dataclass
-class _Slot:
+class Slot:
     """One of the episodes asked for: what came of it after how many attempts."""
 
     task: str
     index: int
     attempts: int
-    demonstration: _Demonstration | None
+    demonstration: Demonstration | None
 
 
 def demos(
@@ -127,12 +96,14 @@ def demos(
     """
     settings = {key: value for key, value in locals().items() if key not in ("root", "num_workers", "overwrite", "codec")}
     names, views = task_names(tasks), tuple(view(camera) for camera in cameras)
-    _check(settings)
     height, width = resolution
+    num_workers = os.cpu_count() or 1 if num_workers is None else num_workers
+    _check({**settings, "num_workers": num_workers, "resolution (height)": height, "resolution (width)": width})
     cameras_meta = [{"name": view.name, "height": height, "width": width, "view": view.spec()} for view in views]
     names_of = {"robot": ROBOT, "control_hz": CONTROL_HZ, "proprio_names": PROPRIO, "action_names": ACTIONS}
-    with LeRobotWriter(root, stride=stride, cameras=cameras_meta, codec=codec, overwrite=overwrite, **names_of) as writer:
-        recipe = _Recipe(
+    writing = LeRobotWriter(root, stride=stride, cameras=cameras_meta, codec=codec, overwrite=overwrite, **names_of)
+    with _sigterm_raises(), writing as writer:
+        recipe = Recipe(
             seed=seed,
             views=views,
             height=height,
@@ -151,7 +122,7 @@ def demos(
             folder=writer.incoming,
         )
         with writer.disk():
-            slots, device = _generate_all(recipe, names, episodes_per_task, num_workers or os.cpu_count() or 1)
+            slots, device = _generate_all(recipe, names, episodes_per_task, num_workers)
         for slot in slots:
             if slot.demonstration:
                 given = slot.demonstration
@@ -173,6 +144,9 @@ def _check(settings: dict[str, Any]) -> None:
     """Raises ValueError for a number out of its range."""
     ranges = {
         "episodes_per_task": (1, np.inf),
+        "num_workers": (1, np.inf),
+        "resolution (height)": (1, np.inf),
+        "resolution (width)": (1, np.inf),
         "seed": (0, np.inf),
         "stride": (1, settings["max_steps"]),
         "action_noise": (0, np.inf),
@@ -188,14 +162,15 @@ def _check(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} must lie in [{low}, {high}], got {settings[name]}")
 
 
-def _generate_all(recipe: _Recipe, names: Sequence[str], episodes_per_task: int, num_workers: int) -> tuple[list[_Slot], list[str]]:
+def _generate_all(recipe: Recipe, names: Sequence[str], episodes_per_task: int, num_workers: int) -> tuple[list[Slot], list[str]]:
     """All episodes in the order of tasks and indices, and what drew them."""
     numbers = range(0, episodes_per_task, EPISODES_PER_UNIT)
     units = [(name, range(start, min(start + EPISODES_PER_UNIT, episodes_per_task))) for name in names for start in numbers]
-    slots: list[_Slot] = []
+    slots: list[Slot] = []
     devices: set[str] = set()
-    # Not forked: GL hangs in a process that was forked off one which has rendered.
-    with ProcessPoolExecutor(min(num_workers, len(units)), get_context("spawn"), _start_worker) as pool, _progress() as progress:
+    context = get_context("spawn")  # GL hangs in a process that was forked off one which has rendered
+    stop = context.Event()
+    with ProcessPoolExecutor(min(num_workers, len(units)), context, _start_worker, (stop,)) as pool, _progress() as progress:
         bar = progress.add_task("demonstrations", total=len(names) * episodes_per_task, dropped=0)
         futures = [pool.submit(_generate, recipe, name, numbers) for name, numbers in units]
         try:
@@ -211,91 +186,69 @@ def _generate_all(recipe: _Recipe, names: Sequence[str], episodes_per_task: int,
                 "without `if __name__ == '__main__':`"
             ) from error
         finally:
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
     return sorted(slots, key=lambda slot: (names.index(slot.task), slot.index)), sorted(devices)
 
 
 _env: MetaWorldEnv | None = None  # a worker's simulator: kept from one unit of work to the next
+_stop: Event | None = None  # set when the parent does not want any more episodes
 
 
-def _start_worker() -> None:
+def _start_worker(stop: Event) -> None:
     """Runs first in each worker: Ctrl-C is the parent's business, and workers side by side take one thread each."""
+    global _stop
+    _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(LP_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _generate(recipe: _Recipe, task: str, numbers: range) -> tuple[list[_Slot], str]:
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work forever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _generate(recipe: Recipe, task: str, numbers: range) -> tuple[list[Slot], str]:
     """Some episodes of one task. Runs in a worker."""
     global _env
     if _env is None:
         _env = MetaWorldEnv(recipe.views, recipe.height, recipe.width)
-    slots = [_Slot(task, index, 0, None) for index in numbers]
-    for slot in slots:
-        while slot.demonstration is None and slot.attempts < recipe.max_attempts:
-            slot.demonstration = _demonstrate(_env, recipe, task, slot.index, attempt=slot.attempts)
-            slot.attempts += 1
+    slots = []
+    for index in numbers:
+        if _stop is not None and _stop.is_set():
+            raise InterruptedError("no more episodes are wanted")
+        slots.append(_fill(_env, recipe, task, index))
     return slots, _env.render_device()
 
 
-def _demonstrate(env: MetaWorldEnv, recipe: _Recipe, task: str, index: int, attempt: int) -> _Demonstration | None:
-    """One attempt at an episode; None if it failed and failures are not kept."""
-    seed = episode_seed(recipe.seed, task, index, attempt)
-    rng = np.random.default_rng([seed, 1])  # another stream than the simulator's, which is seeded with `seed`
-    env.reset(task, seed)
-    noisy = recipe.action_noise > 0 and rng.random() < recipe.noise_probability
-    start = int(rng.integers(0, recipe.start_noise_steps + 1))
-    for move in itertools.islice(_noise(rng, smoothness=0.9), start):
-        if env.step(np.array([*move, -1.0], np.float32)):
-            return None  # there is nothing left to demonstrate
-    noise = _noise(rng, recipe.noise_smoothness)
-    scale = recipe.action_noise if noisy else 0.0
-    images, proprio, actions, success = [], [], [], []
-    solved_at, steps = None, 0
-    while steps + recipe.stride <= MAX_EPISODE_STEPS - start:
-        images.append(env.render())
-        proprio.append(env.proprio())
-        for _ in range(recipe.stride):
-            actions.append(env.expert_action())
-            disturbance = np.array([*(scale * next(noise)), 0.0], np.float32)
-            solved = env.step(actions[-1] + disturbance)
-            steps += 1
-            if solved and solved_at is None and steps <= recipe.max_steps:
-                solved_at = steps
-        success.append(solved_at is not None)
-        if steps >= (recipe.max_steps if solved_at is None else solved_at + recipe.tail_steps):
-            break
-    if solved_at is None and not recipe.keep_failed:
-        return None
-    videos = {name: _encode(recipe, f"{task}-{index}-{name}.mp4", [image[name] for image in images]) for name in images[0]}
-    details = {
-        "seed": seed,
-        "attempt": attempt,
-        "noisy": noisy,
-        "start_steps": start,
-        "success_step": -1 if solved_at is None else solved_at,
-    }
-    return _Demonstration(videos, np.stack(proprio), np.stack(actions), np.array(success), details)
+def _fill(env: Environment, recipe: Recipe, task: str, index: int) -> Slot:
+    """One episode, tried until it succeeds or `max_attempts` are used up."""
+    slot = Slot(task, index, 0, None)
+    while slot.demonstration is None and slot.attempts < recipe.max_attempts:
+        slot.demonstration = demonstrate(env, recipe, task, index, attempt=slot.attempts)
+        slot.attempts += 1
+    return slot
 
 
-def episode_seed(seed: int, task: str, index: int, attempt: int) -> int:
-    """A 63-bit seed of its own for each attempt at each episode; small seeds, which rollouts use, do not come up."""
-    digest = hashlib.sha256(f"{seed}/{task}/{index}/{attempt}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Lets a polite kill clean up like Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield
+        return
 
+    def leave(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
 
-def _noise(rng: np.random.Generator, smoothness: float) -> Iterator[np.ndarray]:
-    """An endless sequence of 3 normal numbers each, with variance 1 and the given correlation from one to the next."""
-    state = rng.standard_normal(3)
-    while True:
-        yield state
-        state = smoothness * state + (1 - smoothness**2) ** 0.5 * rng.standard_normal(3)
-
-
-def _encode(recipe: _Recipe, name: str, images: list[np.ndarray]) -> EncodedVideo:
+    before = signal.signal(signal.SIGTERM, leave)
     try:
-        return encode_video(recipe.folder / name, np.stack(images), recipe.fps, recipe.codec)
-    except OSError as error:  # FFmpeg's own kinds cannot be sent to another process
-        raise OSError(error.errno, f"cannot write the video {name}: {error.strerror}") from None
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _progress() -> Progress:
@@ -309,7 +262,7 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _counts(slots: Sequence[_Slot], names: Sequence[str]) -> dict[str, dict[str, int]]:
+def _counts(slots: Sequence[Slot], names: Sequence[str]) -> dict[str, dict[str, int]]:
     """Per task: episodes stored, how many of them failed, attempts that were dropped, episodes given up."""
     counts = {name: {"episodes": 0, "failed": 0, "dropped": 0, "given_up": 0} for name in names}
     for slot in slots:

@@ -111,7 +111,7 @@ def import_mujoco() -> ModuleType:
     Raises:
         RuntimeError: If mujoco is not installed or the GL library is missing; the message names the Debian packages.
     """
-    os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ["MUJOCO_GL"] = os.environ.get("MUJOCO_GL") or "egl"
     os.environ.setdefault("LP_NUM_THREADS", "1")
     try:
         import mujoco

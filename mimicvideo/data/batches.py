@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -48,17 +49,17 @@ class ClipBatches(Dataset[Any]):
         self._caches = None if latents is None else [latents[id(member.source)] for member in members]
 
     def __getitem__(self, items: Sequence[Item]) -> Clip:
-        batch: Clip = {"prompt": self._prompts(items), **self._identity(items)}
+        batch: dict[str, Any] = {"prompt": self._prompts(items), **self._identity(items)}
         if self._caches is not None:
             batch["latents"] = self._latents(items)
         else:
-            batch["video"] = self._video(items, 0, self.window.frames)
-        return batch
+            batch["video"] = self._video(items)
+        return cast(Clip, batch)
 
     def _prompts(self, items: Sequence[Item]) -> list[str]:
         return [self.members[item.episode].episode.instruction for item in items]
 
-    def _identity(self, items: Sequence[Item]) -> Any:
+    def _identity(self, items: Sequence[Item]) -> dict[str, Tensor]:
         return {
             "episode": torch.tensor([self.members[item.episode].number for item in items]),
             "row": torch.tensor([item.row for item in items]),
@@ -69,13 +70,11 @@ class ClipBatches(Dataset[Any]):
         assert self._caches is not None
         return torch.stack([self._caches[item.episode].read(self.members[item.episode].episode, item.row) for item in items])
 
-    def _video(self, items: Sequence[Item], start: int, stop: int) -> Tensor:
-        """Frames `start` ... `stop - 1` of each clip."""
+    def _video(self, items: Sequence[Item]) -> UInt8[Tensor, "batch frames height width 3"]:
         clips = []
         for item in items:
             member = self.members[item.episode]
-            rows = self.window.frame_rows(item.row, member.episode.length)[start:stop]
-            clips.append(member.source.frames(member.episode, rows))
+            clips.append(member.source.frames(member.episode, self.window.frame_rows(item.row, member.episode.length)))
         return torch.from_numpy(np.stack(clips))
 
 
@@ -101,11 +100,12 @@ class DemonstrationBatches(ClipBatches):
         latents: dict[int, LatentCache] | None = None,
     ) -> None:
         super().__init__(members, window, latents)
-        self._history, self._tail, self._hold_dims = history, tail, hold_dims
+        self._history, self._hold_dims = history, hold_dims
+        self._tail: Tail = tail
 
     def __getitem__(self, items: Sequence[Item]) -> Demonstration:  # type: ignore[override]
         actions, proprio = zip(*(self._numbers(item) for item in items), strict=True)
-        batch: Demonstration = {
+        batch: dict[str, Any] = {
             "observation": {"prompt": self._prompts(items), "proprio": torch.from_numpy(np.stack(proprio))},
             "actions": torch.from_numpy(np.stack(actions)),
             **self._identity(items),
@@ -113,9 +113,9 @@ class DemonstrationBatches(ClipBatches):
         if self._caches is not None:
             batch["latents"] = self._latents(items)
         else:
-            video = self._video(items, 0, self.window.frames)
+            video = self._video(items)
             batch["observation"]["video"], batch["future"] = video[:, : self.window.observed], video[:, self.window.observed :]
-        return batch
+        return cast(Demonstration, batch)
 
     def _numbers(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
         member = self.members[item.episode]

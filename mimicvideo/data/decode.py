@@ -25,6 +25,9 @@ class VideoFacts:
     width: int
 
 
+_intervals: dict[Path, int] = {}  # frames between keyframes by file: long files have long indices
+
+
 def inspect(path: Path) -> VideoFacts:
     """Reads a file's headers and decodes its first frame; a truncated, damaged or empty file does not pass.
 
@@ -74,7 +77,9 @@ def decode_frames(
     frames: list[np.ndarray] = []
     with _open(path, strict) as (container, stream):
         to_rgb = VideoReformatter()
-        interval = _keyframe_interval(stream)
+        if path not in _intervals:
+            _intervals[path] = _keyframe_interval(stream)
+        interval = _intervals[path]
         position, decoded = -1, container.decode(stream)
         for index in wanted.tolist():
             if index - position > interval:

@@ -106,7 +106,7 @@ class LatentCache:
         """Latents of all anchors in order, batch by batch; neighbours that show the same frames are encoded once."""
         rows = np.stack([self.window.frame_rows(anchor, episode.length) for anchor in range(self.window.clip_anchors(episode.length))])
         starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
-        repeats = np.diff([*starts, len(rows)])
+        repeats = np.diff(np.append(starts, len(rows)))
         frames = self.source.frames(episode, np.arange(episode.length))
         size = max(1, min(MAX_BATCH, BATCH_BYTES // (self.window.frames * self.source.frame_bytes)))
         for first in range(0, len(starts), size):

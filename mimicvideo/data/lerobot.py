@@ -1,5 +1,6 @@
 """LeRobotEpisodes: a LeRobotDataset v3.0 on disk as episodes of frames, states and actions. It needs pyarrow and PyAV only."""
 
+import difflib
 import hashlib
 import logging
 from collections import OrderedDict
@@ -15,7 +16,6 @@ from mimicvideo.data.decode import decode_frames
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.lerobot_tables import Camera, Episode, Tables, read_tables
 from mimicvideo.data.scan import Verify, file_sha256, find_problems, refuse
-from mimicvideo.messages import nearest
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,9 @@ def _choose_cameras(tables: Tables, names: Sequence[str] | None) -> list[Camera]
     by_key = {camera.key: camera for camera in there.values()}
     for name in names:
         if name not in there and name not in by_key:
-            raise DatasetError(f"{tables.root} has no camera {name!r}{nearest(name, there)}; it has {', '.join(there)}")
+            close = difflib.get_close_matches(name, there, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise DatasetError(f"{tables.root} has no camera {name!r}{hint}; it has {', '.join(there)}")
     if not names or len(set(names)) < len(names):
         raise DatasetError(f"cameras must name at least one camera, each once, got {list(names)}")
     return [there[name] if name in there else by_key[name] for name in names]

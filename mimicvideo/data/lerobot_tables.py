@@ -158,7 +158,7 @@ def _read_info(root: Path) -> dict[str, Any]:
     if version != FORMAT:
         older = isinstance(version, str) and version.startswith(("v1.", "v2."))
         how = (
-            f"convert it with LeRobot's convert_dataset_v21_to_v30 script{'' if version == 'v2.1' else ' (after its script for v2.1)'}"
+            f"convert it with LeRobot's script convert_dataset_v21_to_v30{'' if version == 'v2.1' else ', after the one to v2.1'}"
             if older
             else "use a version of mimicvideo that knows it, or write the dataset as v3.0"
         )
@@ -252,7 +252,8 @@ def _check_lengths(root: Path, info: dict[str, Any], listing: list[dict[str, Any
     """Rows of each listed episode, after comparing info.json, the episodes' table and the rows with each other."""
     if len(listing) != info["total_episodes"] or not listing:
         raise DatasetError(
-            f"{root} is truncated or empty: meta/info.json says total_episodes {info['total_episodes']}, meta/episodes lists {len(listing)}; {AGAIN}"
+            f"{root} is truncated or empty: meta/info.json says total_episodes {info['total_episodes']}, "
+            f"meta/episodes lists {len(listing)}; {AGAIN}"
         )
     lengths = [int(row["length"]) for row in listing]
     if len(rows["episode_index"]) != info["total_frames"] or sum(lengths) != info["total_frames"]:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -219,7 +219,7 @@ class LeRobotWriter:
         """Removes what was written so far; does nothing after `finish`."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LeRobotWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -1,6 +1,7 @@
 """ClipData and DemonstrationData: the data of stage 1 and stage 2 as LightningDataModules over LeRobot datasets."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,17 +9,19 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mimicvideo.data import statistics
 from mimicvideo.data.batches import ClipBatches, DemonstrationBatches, Member
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.latents import LatentCache
 from mimicvideo.data.lerobot import LeRobotEpisodes
+from mimicvideo.data.resume import consumed_batches
 from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order, WindowOrder, spread
 from mimicvideo.data.scan import Verify
-from mimicvideo.data.split import validation_episodes
+from mimicvideo.data.split import in_turns, validation_episodes
+from mimicvideo.data.statistics import Statistics, cached, window_statistics
 from mimicvideo.data.window import Tail, Window
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ class ClipData(LightningDataModule):
         validation_fraction: Share of the episodes of each task that validate.
         validation_episodes: How many episodes in all instead (of each source).
         validation_windows: How many windows of these, at fixed places.
+        split_seed: Of the choice of these episodes. It is not `seed`, so that stages and runs with other seeds hold out the same.
         task_balanced: Whether every task is equally likely, however many episodes it has.
         num_workers: Processes that load; 0 loads in the training process, which is enough for small data and for cached latents.
         max_bad_fraction: Share of the episodes that may be skipped because they cannot be used.
@@ -65,7 +69,7 @@ class ClipData(LightningDataModule):
         verify: `quick` or `full`; see `LeRobotEpisodes`.
         ram_cache_gb: Decoded frames kept per process, in 10^9 bytes.
         cache_dir: Where statistics are kept; None is beside the data, or in the user's cache if that cannot be written.
-        seed: Of the split and of the order of batches.
+        seed: Of the order of batches.
 
     Raises:
         ValueError: If a number is out of range.
@@ -85,6 +89,7 @@ class ClipData(LightningDataModule):
         validation_fraction: float = 0.1,
         validation_episodes: int | None = None,
         validation_windows: int = 64,
+        split_seed: int = 0,
         task_balanced: bool = False,
         num_workers: int = 0,
         max_bad_fraction: float = 0.0,
@@ -96,22 +101,24 @@ class ClipData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if (root is None) == (sources is None):
-            raise ValueError("give either root, the folder of a dataset, or sources, several by name")
+        if (root is None) == (not sources):
+            raise ValueError("give either root, the folder of a dataset, or sources, several by name (and root: null)")
         if (height is None) != (width is None):
             raise ValueError(f"give both height and width, or neither, got height={height}, width={width}")
         for name, value in {"batch_size": batch_size, "validation_windows": validation_windows}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie in [0, 1), got {validation_fraction}")
         if seed < 0 or num_workers < 0:
             raise ValueError(f"seed and num_workers must not be negative, got {seed} and {num_workers}")
         self.window = Window(observed, future, frame_interval)
-        self._sources = {
-            name: source if isinstance(source, Source) else Source(source) for name, source in (sources or {"data": root}).items()
-        }
+        named = sources or {"data": str(root)}
+        self._sources = {name: source if isinstance(source, Source) else Source(source) for name, source in named.items()}
         self._cameras, self._size = cameras, None if height is None or width is None else (height, width)
         self._batch_size, self._num_workers, self._seed, self._task_balanced = batch_size, num_workers, seed, task_balanced
-        self._validation = (validation_fraction, validation_episodes, validation_windows)
+        self._validation_windows = validation_windows
+        self._split: dict[str, Any] = {"fraction": validation_fraction, "count": validation_episodes, "seed": split_seed}
         self._reader_options: dict[str, Any] = {
             "max_bad_fraction": max_bad_fraction,
             "min_rows": max(min_rows, self.window.span) if require_full_windows else min_rows,
@@ -139,18 +146,24 @@ class ClipData(LightningDataModule):
             for name, source in self._sources.items()
         }
         self._check_alike(readers)
-        fraction, count, _ = self._validation
         training, validating, offset = [], [], 0
         for name, reader in readers.items():
-            held_out = validation_episodes([(e.index, e.task) for e in reader.tables.episodes], fraction, count, self._seed)
+            held_out = validation_episodes([(episode.index, episode.task) for episode in reader.tables.episodes], **self._split)
             for episode in reader.episodes:
                 member = Member(reader, episode, offset + episode.index, self._sources[name].weight)
                 (validating if episode.index in held_out else training).append(member)
             offset += 1 + max(episode.index for episode in reader.tables.episodes)
         if not training:
             raise DatasetError("no episode is left to train on: lower validation_fraction, or add episodes")
-        self.readers, self._training, self._validating = readers, training, _by_turns(validating)
-        log.info("%d episodes to train on, %d to validate on, %d skipped", len(training), len(validating), len(self.skipped))
+        self.readers, self._training, self._validating = (
+            readers,
+            training,
+            in_turns(validating, [member.episode.task for member in validating]),
+        )
+        rank_zero_info(f"{len(training)} episodes to train on, {len(validating)} to validate on, {len(self.skipped)} skipped")
+        if short := sum(member.episode.length < self.window.span for member in training):
+            span = self.window.span
+            rank_zero_info(f"{short} training episodes have fewer rows than a window ({span}): their first and last frames repeat")
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -190,12 +203,10 @@ class ClipData(LightningDataModule):
         self.setup()
         rank, ranks = self._rank()
         caches = {}
-        for name, reader in self.readers.items():
+        for reader in self.readers.values():
             cache = LatentCache(cache_dir, reader, self.window, key)
-            missing = cache.missing(reader.episodes)
-            if mine := missing[rank::ranks]:
-                log.info("encoding %d of %d episodes of %s", len(mine), len(reader.episodes), name)
-                cache.encode(mine, encode, progress=rank == 0)
+            if missing := cache.missing(reader.episodes[rank::ranks]):
+                cache.encode(missing, encode, progress=rank == 0)
             if ranks > 1:
                 torch.distributed.barrier()
                 cache = LatentCache(cache_dir, reader, self.window, key)
@@ -208,10 +219,8 @@ class ClipData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self.setup()
-        rank, ranks = self._rank()
-        return self._loader(
-            self._batches(self._training, self._latents), BatchStream(self._order(), self._batch_size, rank, ranks, self._consumed)
-        )
+        stream = BatchStream(self._order(), self._batch_size, *self._rank(), consumed=lambda: consumed_batches(self.trainer))
+        return self._loader(self._batches(self._training, self._latents), stream)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         return self._fixed(self._latents)
@@ -227,8 +236,10 @@ class ClipData(LightningDataModule):
     def _order(self) -> Order:
         weights = [member.weight for member in self._training]
         if self._task_balanced:
-            per_task = {task: sum(w for w, t in zip(weights, self._tasks(), strict=True) if t == task) for task in set(self._tasks())}
-            weights = [weight / per_task[task] if weight else 0.0 for weight, task in zip(weights, self._tasks(), strict=True)]
+            tasks, totals = self._tasks(), defaultdict(float)
+            for task, weight in zip(tasks, weights, strict=True):
+                totals[task] += weight
+            weights = [weight / (totals[task] or 1.0) for task, weight in zip(tasks, weights, strict=True)]
         return ClipOrder(self._anchors(self._training), self._seed, weights)
 
     def _tasks(self) -> list[str]:
@@ -241,7 +252,7 @@ class ClipData(LightningDataModule):
         self.setup()
         if not self._validating:
             return []
-        items = spread(range(len(self._validating)), self._anchors(self._validating), self._validation[2])
+        items = spread(range(len(self._validating)), self._anchors(self._validating), self._validation_windows)
         return self._loader(self._batches(self._validating, latents), FixedBatches(items, self._batch_size, *self._rank()))
 
     def _loader(self, batches: ClipBatches, sampler: BatchStream | FixedBatches) -> DataLoader:
@@ -258,22 +269,6 @@ class ClipData(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     # ---- resuming -------------------------------------------------------------------------------------------------------------
-
-    def _consumed(self) -> int:
-        """Batches whose gradients are in the weights. Lightning has restored its counters when it asks for the first batch.
-
-        A checkpoint between two batches of one accumulated step holds no gradients: its first batches are done again, and Lightning's
-        counters are set back, so that this step is the same too.
-        """
-        if self.trainer is None:
-            return 0
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        if not progress.is_last_batch:
-            behind = progress.current.processed % self.trainer.accumulate_grad_batches
-            for tracker in (progress.current, progress.total) if behind else ():
-                for name in ("ready", "started", "processed", "completed"):
-                    setattr(tracker, name, getattr(tracker, name) - behind)
-        return progress.total.processed
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of batches depends on."""
@@ -342,9 +337,10 @@ class DemonstrationData(ClipData):
             raise ValueError(f"tail must be repeat or zero_delta, got {tail!r}")
         if any(source.weight != 1 for source in self._sources.values()):
             raise ValueError("sources have no weight in stage 2, where every window comes equally often: use task_balanced")
-        self._action_dim, self._proprio_dim, self._history, self._tail = action_dim, proprio_dim, history, tail
+        self._action_dim, self._proprio_dim, self._history = action_dim, proprio_dim, history
+        self._tail: Tail = tail
         self.window = Window(self.window.observed, self.window.future, self.window.frame_interval, horizon)
-        self._statistics: statistics.Statistics | None = None
+        self._statistics: Statistics | None = None
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
@@ -354,8 +350,8 @@ class DemonstrationData(ClipData):
     def contract(self) -> dict[str, Any]:
         return {**super().contract(), "horizon": self.window.horizon}
 
-    def statistics(self) -> statistics.Statistics:
-        """Of actions and proprio over all training windows; see `statistics.window_statistics`. Kept on disk by content."""
+    def statistics(self) -> Statistics:
+        """Of actions and proprio over all training windows; see `window_statistics`. Kept on disk by content."""
         self.setup()
         if self._statistics is None:
             readers = list(self.readers.values())
@@ -364,13 +360,13 @@ class DemonstrationData(ClipData):
                 [member.number for member in self._training],
                 [self.window.horizon, self.window.stride, self._history, self._tail, self._hold_dims],
             ]
-            self._statistics = statistics.cached(readers[0].root, self._cache_dir, key, self._compute_statistics)
+            self._statistics = cached(readers[0].root, self._cache_dir, key, self._compute_statistics)
         return self._statistics
 
-    def _compute_statistics(self) -> statistics.Statistics:
+    def _compute_statistics(self) -> Statistics:
         actions = [member.source.actions(member.episode) for member in self._training]
         proprio = [member.source.proprio(member.episode) for member in self._training]
-        return statistics.window_statistics(actions, proprio, self.window, self._tail, self._hold_dims, self._history)
+        return window_statistics(actions, proprio, self.window, self._tail, self._hold_dims, self._history)
 
     def _batches(self, members: Sequence[Member], latents: dict[int, LatentCache] | None) -> ClipBatches:
         return DemonstrationBatches(members, self.window, self._history, self._tail, self._hold_dims, latents)
@@ -391,16 +387,8 @@ class DemonstrationData(ClipData):
                 ("action_dim", self._action_dim, tables.action_names),
                 ("proprio_dim", self._proprio_dim, tables.proprio_names),
             ):
+                if not names:
+                    raise DatasetError(f"{reader.root} has videos only, no numbers to take {name} from: it serves stage 1 (ClipData)")
                 if given != len(names):
-                    has = f"{len(names)} ({', '.join(names)})" if names else "none"
+                    has = f"{len(names)} ({', '.join(names)})"
                     raise DatasetError(f"data.init_args.{name} is {given}, {reader.root} has {has}: set it to {len(names)}")
-
-
-def _by_turns(members: Sequence[Member]) -> list[Member]:
-    """The members with their tasks in turn, so that the first few show as many tasks as there can be."""
-    seen: dict[str, int] = {}
-    turns = []
-    for member in members:
-        turns.append(seen.get(member.episode.task, 0))
-        seen[member.episode.task] = turns[-1] + 1
-    return [members[place] for place in sorted(range(len(members)), key=lambda place: (turns[place], place))]

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,20 +14,27 @@ from mimicvideo.data.decode import VideoFacts, decode_frames, inspect
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.lerobot_tables import ACTION, STATE, Camera, Episode, Tables
 
+log = logging.getLogger(__name__)
+
 Verify = Literal["quick", "full"]
 
 
 def find_problems(tables: Tables, cameras: list[Camera], min_rows: int, verify: Verify) -> dict[int, str]:
     """What is wrong with which episode, by its index; the first thing found of each.
 
-    `quick` opens every video file, counts its frames in its index, decodes the first, and decodes a file wholly only if it is not the
-    one that LeRobotWriter wrote. `full` decodes everything.
+    `quick` opens every video file, counts its frames in its index and decodes the first; it decodes a file wholly only if it is not the
+    one that LeRobotWriter wrote. `full` decodes everything. Files that were changed but are sound are warned of.
     """
-    look = functools.cache(lambda path: _look(tables, path))
+    changed = _changed_files(tables, cameras)
+    if changed:
+        names = ", ".join(path.relative_to(tables.root).as_posix() for path in sorted(changed)[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        log.warning("changed since %s was written (see files in meta/mimicvideo.json): %s%s", tables.root, names, more)
+    look = functools.cache(_look)
     checks: list[Callable[[Episode], str | None]] = [
         lambda episode: _too_short(episode, min_rows),
         lambda episode: _not_finite(tables, episode),
-        lambda episode: _video_problem(tables, episode, cameras, look, verify),
+        lambda episode: _video_problem(tables, episode, cameras, look, changed if verify == "quick" else None),
     ]
     with ThreadPoolExecutor(4) as pool:  # FFmpeg and SHA-256 run outside Python's lock
         found = pool.map(lambda episode: next((text for check in checks if (text := check(episode))), None), tables.episodes)
@@ -52,7 +60,7 @@ def file_sha256(path: Path) -> str:
     return _file_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -72,33 +80,41 @@ def _not_finite(tables: Tables, episode: Episode) -> str | None:
     return None
 
 
-def _look(tables: Tables, path: Path) -> tuple[VideoFacts | None, bool, str]:
-    """What a file holds, whether it is the one that was written (or nobody knows), and why it cannot be read."""
+def _changed_files(tables: Tables, cameras: list[Camera]) -> set[Path]:
+    """Files whose SHA-256 is not the one that was recorded when they were written."""
+    videos = {episode.videos[camera.key].path for episode in tables.episodes for camera in cameras if camera.key in episode.videos}
+    recorded = {path: tables.manifest.get(path.relative_to(tables.root).as_posix()) for path in (*tables.files, *videos)}
+    present = [path for path, digest in recorded.items() if digest is not None and path.is_file()]
+    with ThreadPoolExecutor(4) as pool:
+        return {path for path, digest in zip(present, pool.map(file_sha256, present), strict=True) if digest != recorded[path]}
+
+
+def _look(path: Path) -> VideoFacts | str:
+    """What a file holds, or why it cannot be read."""
     try:
-        facts = inspect(path)
+        return inspect(path)
     except VideoError as error:
-        return None, False, str(error)
-    written = tables.manifest.get(path.relative_to(tables.root).as_posix())
-    return facts, written is None or written == file_sha256(path), ""
+        return str(error)
 
 
 def _video_problem(
-    tables: Tables, episode: Episode, cameras: list[Camera], look: Callable[[Path], tuple[VideoFacts | None, bool, str]], verify: Verify
+    tables: Tables, episode: Episode, cameras: list[Camera], look: Callable[[Path], VideoFacts | str], decode: set[Path] | None
 ) -> str | None:
+    """`decode`: which files to decode wholly; None for all."""
     for camera in cameras:
         span = episode.videos.get(camera.key)
         if span is None:
             return f"it has no video of camera {camera.name}"
         name = f"its video {span.path.relative_to(tables.root).as_posix()}"
-        facts, unchanged, problem = look(span.path)
-        if facts is None:
-            return f"{name} is unreadable: {problem}"
+        facts = look(span.path)
+        if isinstance(facts, str):
+            return f"{name} is unreadable: {facts}"
         if facts.frames < span.first + episode.length:
             there = max(0, facts.frames - span.first)
             return f"{name} is shorter than its parquet rows: {there} of {episode.length} frames"
         if (camera.height, camera.width) != (facts.height, facts.width):
             return f"{name} is {facts.height} x {facts.width} pixels, meta/info.json says {camera.height} x {camera.width}"
-        if verify == "full" or not unchanged:
+        if decode is None or span.path in decode:
             try:
                 decode_frames(span.path, range(span.first, span.first + episode.length), tables.fps, strict=True)
             except VideoError as error:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 
 def validation_episodes(tasks: Sequence[tuple[int, str]], fraction: float, count: int | None, seed: int) -> set[int]:
@@ -27,7 +28,8 @@ def validation_episodes(tasks: Sequence[tuple[int, str]], fraction: float, count
     most = len(tasks) - len(by_task)
     if count is not None and not 0 <= count <= most:
         raise ValueError(
-            f"validation_episodes must lie in [0, {most}], so that each of the {len(by_task)} tasks keeps an episode to train on, got {count}"
+            f"validation_episodes must lie in [0, {most}], so that each of the {len(by_task)} tasks keeps an episode to train on, "
+            f"got {count}"
         )
     total = count if count is not None else min(most, max(1, round(fraction * len(tasks)))) if fraction else 0
     quotas = {task: total * len(members) / len(tasks) for task, members in by_task.items()}
@@ -43,6 +45,16 @@ def validation_episodes(tasks: Sequence[tuple[int, str]], fraction: float, count
         for task, members in by_task.items()
         for index in sorted(members, key=lambda index: _rank(seed, f"{task}/{index}"))[: chosen[task]]
     }
+
+
+def in_turns(items: Sequence[Any], groups: Sequence[str]) -> list[Any]:
+    """The items with their groups in turn, so that the first few come from as many groups as there are."""
+    seen: dict[str, int] = defaultdict(int)
+    turns = []
+    for place, group in enumerate(groups):
+        turns.append((seen[group], place))
+        seen[group] += 1
+    return [items[place] for _, place in sorted(turns)]
 
 
 def _rank(seed: int, name: str) -> str:

@@ -24,8 +24,8 @@ Statistics = dict[str, Any]
 
 
 def window_statistics(
-    actions: Sequence[Float32[np.ndarray, "steps action_dim"]],
-    proprio: Sequence[Float32[np.ndarray, "rows proprio_dim"]],
+    actions: Sequence[Float32[np.ndarray, "_ action_dim"]],
+    proprio: Sequence[Float32[np.ndarray, "_ proprio_dim"]],
     window: Window,
     tail: Tail,
     hold_dims: tuple[int, ...] = (),
@@ -102,7 +102,7 @@ def cached(root: Path, cache_dir: str | Path | None, key: Sequence[Any], compute
     return statistics
 
 
-def _both(steps: list[Float32[np.ndarray, "windows dims"]]) -> dict[str, dict[str, np.ndarray]]:
+def _both(steps: list[Float32[np.ndarray, "_ dims"]]) -> dict[str, dict[str, np.ndarray]]:
     per_step = [_summary(values) for values in steps]
     dims = range(steps[0].shape[1])
     pooled = [_summary(np.stack([values[:, dim] for values in steps]).reshape(-1, 1)) for dim in dims]

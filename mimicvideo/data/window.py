@@ -46,8 +46,9 @@ class Window:
             )
         if self.frames % 4 != 1:
             raise ValueError(
-                f"observed + future must be 1 + 4n frames (the video VAE joins 4 frames after the first), got {self.observed} + "
-                f"{self.future} = {self.frames}: with observed = {self.observed}, the nearest values of future are {_nearest(self.future, 0)}"
+                f"observed + future must be 1 + 4n frames (the video VAE joins 4 frames after the first), got "
+                f"{self.observed} + {self.future} = {self.frames}: with observed = {self.observed}, "
+                f"the nearest values of future are {_nearest(self.future, 0)}"
             )
 
     @property

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
+from diffusers import CosmosTransformer3DModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -31,7 +32,7 @@ class Adaptation(ABC):
     """Opens some weights of a video model to training and closes the others. Trained weights are kept in fp32."""
 
     @abstractmethod
-    def apply(self, transformer: nn.Module, prompts: PromptEncoder) -> None:
+    def apply(self, transformer: CosmosTransformer3DModel, prompts: PromptEncoder) -> None:
         """Prepares `transformer` in place."""
 
 
@@ -44,7 +45,7 @@ class Lora(Adaptation):
     Args:
         rank: Rank of the updates.
         alpha: Updates are scaled by alpha / rank.
-        targets: Names, or dotted ends of names, of linear layers.
+        targets: Names, or dotted ends of names, of linear layers; None is the paper's `PAPER_TARGETS`.
         adaln: Also train the AdaLN modulation layers.
         dropout: On the updates' input.
     """
@@ -53,7 +54,7 @@ class Lora(Adaptation):
         self,
         rank: int = 256,
         alpha: float = 32.0,
-        targets: Iterable[str] = PAPER_TARGETS,
+        targets: list[str] | None = None,
         adaln: bool = True,
         dropout: float = 0.0,
     ) -> None:
@@ -61,14 +62,15 @@ class Lora(Adaptation):
             raise ValueError(f"rank must be at least 1, got {rank}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        self.rank, self.alpha, self.targets, self.adaln, self.dropout = rank, alpha, list(targets), adaln, dropout
+        self.rank, self.alpha, self.adaln, self.dropout = rank, alpha, adaln, dropout
+        self.targets = list(PAPER_TARGETS if targets is None else targets)
 
     def config(self) -> LoraConfig:
         """The same for PEFT, which calls alpha an int but takes any number."""
         alpha = int(self.alpha) if float(self.alpha).is_integer() else self.alpha
         return LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=sorted(self.targets), lora_dropout=self.dropout)  # pyright: ignore[reportArgumentType]
 
-    def apply(self, transformer: nn.Module, prompts: PromptEncoder) -> None:
+    def apply(self, transformer: CosmosTransformer3DModel, prompts: PromptEncoder) -> None:
         transformer.requires_grad_(False)
         prompts.requires_grad_(False)
         inject(transformer, self.config())
@@ -84,7 +86,7 @@ class Full(Adaptation):
     def __init__(self, text_encoder: bool = False) -> None:
         self.text_encoder = text_encoder
 
-    def apply(self, transformer: nn.Module, prompts: PromptEncoder) -> None:
+    def apply(self, transformer: CosmosTransformer3DModel, prompts: PromptEncoder) -> None:
         transformer.float().requires_grad_(True)
         if self.text_encoder:
             prompts.train_weights()
@@ -93,7 +95,7 @@ class Full(Adaptation):
 class Frozen(Adaptation):
     """Nothing trains: the backbone of stage 2 and of rollouts."""
 
-    def apply(self, transformer: nn.Module, prompts: PromptEncoder) -> None:
+    def apply(self, transformer: CosmosTransformer3DModel, prompts: PromptEncoder) -> None:
         transformer.requires_grad_(False)
 
 
@@ -102,7 +104,7 @@ def matches(name: str, targets: Iterable[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-def target_layers(transformer: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linear]:
+def target_layers(transformer: CosmosTransformer3DModel, targets: Iterable[str]) -> dict[str, nn.Linear]:
     """The linear layers that `targets` name, by their names without adapter.
 
     Raises:
@@ -121,9 +123,9 @@ def target_layers(transformer: nn.Module, targets: Iterable[str]) -> dict[str, n
     return {name: base for name, base in linears.items() if matches(name, targets)}
 
 
-def inject(transformer: nn.Module, config: LoraConfig) -> None:
+def inject(transformer: CosmosTransformer3DModel, config: LoraConfig) -> None:
     """Adds LoRA layers in fp32, whatever the dtype of the frozen weights; only they train."""
-    target_layers(transformer, config.target_modules)  # PEFT ignores a target that matches nothing if another one matches
+    target_layers(transformer, config.target_modules or ())  # PEFT ignores a target that matches nothing if another one matches
     transformer.add_adapter(config)
     for name, parameter in transformer.named_parameters():
         if "lora_" in name:
@@ -131,18 +133,18 @@ def inject(transformer: nn.Module, config: LoraConfig) -> None:
             parameter.requires_grad_(True)
 
 
-def injected_config(transformer: nn.Module) -> LoraConfig | None:
+def injected_config(transformer: CosmosTransformer3DModel) -> LoraConfig | None:
     """The configuration of the LoRA layers that are in the transformer now, if any."""
     configs = getattr(transformer, "peft_config", None) or {}
     return configs.get("default")
 
 
 @torch.no_grad()
-def fuse(transformer: nn.Module) -> None:
+def fuse(transformer: CosmosTransformer3DModel) -> None:
     """Adds the LoRA updates to the weights, summed in fp32 and rounded once, and removes the LoRA layers."""
     for module in transformer.modules():
         if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
-            down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+            weight = module.get_base_layer().get_parameter("weight")
+            down, up = (matrices.get_parameter("default.weight") for matrices in (module.lora_A, module.lora_B))
             weight.copy_(weight.float() + module.scaling["default"] * (up.float() @ down.float()))
     transformer.unload_lora()

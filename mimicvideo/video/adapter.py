@@ -67,6 +67,11 @@ def _settings(config: LoraConfig | None) -> dict[str, Any] | None:
     }
 
 
+def is_empty(state: AdapterState) -> bool:
+    """Whether the backbone is as its pretrained files have it."""
+    return state["config"]["lora"] is None and not state["tensors"]
+
+
 def same(one: AdapterState, other: AdapterState) -> bool:
     """Whether two states hold the same settings and bits."""
     tensors, others = one["tensors"], other["tensors"]
@@ -75,7 +80,7 @@ def same(one: AdapterState, other: AdapterState) -> bool:
     return all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())
 
 
-def load(backbone: "CosmosPredict", state: AdapterState, where: object = "the adapter") -> None:
+def load(backbone: "CosmosPredict", state: AdapterState, where: str) -> None:
     """Copies an adapter into the backbone; a `Frozen` one without LoRA layers gets them first.
 
     Raises:
@@ -107,7 +112,7 @@ def load(backbone: "CosmosPredict", state: AdapterState, where: object = "the ad
         backbone.requires_grad_(False)
 
 
-def _check_settings(saved: dict[str, Any] | None, here: dict[str, Any] | None, where: object) -> None:
+def _check_settings(saved: dict[str, Any] | None, here: dict[str, Any] | None, where: str) -> None:
     """Dropout may differ; it is no part of the function that was learned."""
     if (saved is None) != (here is None):
         raise ValueError(f"{where} has {'no ' * (saved is None)}LoRA layers, the model has {'none' if here is None else 'some'}. {_REMEDY}")
@@ -142,7 +147,7 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
     whole = {key: tensor for key, tensor in state["tensors"].items() if key not in lora}
     with _replacing(folder) as new:
         if lora:
-            LoraConfig(**state["config"]["lora"]).save_pretrained(new)
+            LoraConfig(**state["config"]["lora"]).save_pretrained(str(new))
             save_file(lora, new / "adapter_model.safetensors", {"format": "pt"})
         if whole:
             save_file(whole, new / "full_weights.safetensors", {"format": "pt"})
@@ -177,19 +182,22 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 def write_trio(backbone: "CosmosPredict", folder: Path, dtype: torch.dtype | None = None) -> None:
     """Writes transformer (LoRA fused), VAE, text encoder and tokenizer in the formats of their libraries, with a manifest."""
-    transformer = backbone.transformer
+    transformer: Any = backbone.transformer
+    text_encoder: Any = backbone.prompts.model
     if injected_config(transformer) is not None or dtype is not None:
         transformer = copy.deepcopy(transformer)
         if injected_config(transformer) is not None:
             fuse(transformer)
     with _replacing(folder) as new:
-        nn.Module.to(transformer, dtype or transformer.proj_out.weight.dtype).save_pretrained(new / "transformer")
+        if dtype is not None:
+            nn.Module.to(transformer, dtype)
+        transformer.save_pretrained(new / "transformer")
         for name in ("vae", "tokenizer"):
             shutil.copytree(backbone.folder / name, new / name)
-        if backbone.prompts.model is None:
+        if text_encoder is None:
             shutil.copytree(backbone.folder / "text_encoder", new / "text_encoder")
         else:
-            backbone.prompts.model.save_pretrained(new / "text_encoder")
+            text_encoder.save_pretrained(new / "text_encoder")
         weights.write_manifest(new)
 
 

@@ -35,6 +35,7 @@ class AutoencoderTraining(LightningModule):
         dim_mult: Their multiples at resolutions 1, 1/2, 1/4 and 1/8.
         res_blocks: Residual blocks per resolution.
         z_dim: Latent channels.
+        decoder_base_dim: Channels of the decoder at full resolution; None is `base_dim`.
         mse_weight: See the formula.
         edge_weight: See the formula.
         kl_weight: See the formula.
@@ -53,6 +54,7 @@ class AutoencoderTraining(LightningModule):
         dim_mult: Sequence[int] = (1, 2, 4, 4),
         res_blocks: int = 1,
         z_dim: int = 16,
+        decoder_base_dim: int | None = None,
         mse_weight: float = 1.0,
         edge_weight: float = 0.5,
         kl_weight: float = 1e-4,
@@ -69,7 +71,7 @@ class AutoencoderTraining(LightningModule):
                 raise ValueError(f"{name} must not be negative, got {weight}")
         if statistics_batches < 1:
             raise ValueError(f"statistics_batches must be at least 1, got {statistics_batches}")
-        self.vae = new_vae(base_dim, dim_mult, res_blocks, z_dim)
+        self.vae = new_vae(base_dim, dim_mult, res_blocks, z_dim, decoder_base_dim)
         self.mse_weight, self.edge_weight, self.kl_weight = mse_weight, edge_weight, kl_weight
         self.statistics_batches, self.seed = statistics_batches, seed
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -80,7 +82,7 @@ class AutoencoderTraining(LightningModule):
         return wan.decode_pixels(self.vae, mean).float().clamp(-1, 1)
 
     def training_step(self, batch: Clip, batch_idx: int) -> Float[Tensor, ""]:
-        pixels = to_pixels(batch["video"])
+        pixels = to_pixels(video_of(batch))
         mean, log_variance = wan.encode_moments(self.vae, pixels).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(*_LOG_VARIANCE_RANGE)
         accumulate = self.trainer.accumulate_grad_batches
@@ -98,7 +100,7 @@ class AutoencoderTraining(LightningModule):
     @torch.no_grad()
     def validation_step(self, batch: Clip, batch_idx: int) -> None:
         """Logs `val/psnr` in dB, the mean over clips, and `val/loss`, the L1 error, of reconstructions from the posterior mean."""
-        pixels = to_pixels(batch["video"])
+        pixels = to_pixels(video_of(batch))
         output = self(pixels)
         metrics = {"val/psnr": psnr(output, pixels).mean(), "val/loss": F.l1_loss(output, pixels)}
         self.log_dict(metrics, batch_size=len(pixels), sync_dist=True, prog_bar=True, add_dataloader_idx=False)
@@ -108,8 +110,8 @@ class AutoencoderTraining(LightningModule):
         self, batch: Clip, steps: int = 10, observed: int | None = None
     ) -> tuple[UInt8[Tensor, "batch frames height width 3"], UInt8[Tensor, "batch frames height width 3"]]:
         """Real clips and their reconstructions, for the same callback that shows a video model's samples; the numbers are unused."""
-        output = self(to_pixels(batch["video"]))
-        return batch["video"], ((output + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
+        output = self(to_pixels(video_of(batch)))
+        return video_of(batch), ((output + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.vae.parameters())
@@ -120,8 +122,9 @@ class AutoencoderTraining(LightningModule):
     def on_fit_end(self) -> None:
         """Measures the latents and writes the VAE."""
         if self.trainer.is_global_zero:
-            loader = self.trainer.datamodule.train_dataloader() if self.trainer.datamodule else self.trainer.train_dataloader
-            mean, std = self.latent_statistics(islice(iter(loader), self.statistics_batches))
+            data = getattr(self.trainer, "datamodule", None)
+            batches: Any = data.train_dataloader() if data is not None else self.trainer.train_dataloader
+            mean, std = self.latent_statistics(islice(iter(batches), self.statistics_batches))
             self.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
             self.vae.save_pretrained(Path(self.trainer.default_root_dir) / "vae")
 
@@ -142,6 +145,13 @@ class AutoencoderTraining(LightningModule):
     def _generator(self, split: int, position: int) -> torch.Generator:
         words = [self.seed, split, position, self.global_rank]
         return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def video_of(batch: Clip) -> UInt8[Tensor, "batch frames height width 3"]:
+    """A batch's pixels. Raises ValueError if it carries latents instead."""
+    if "video" not in batch:
+        raise ValueError(f"a VAE is trained on pixels, but the batch has only {', '.join(batch)}: attach no latents to this data")
+    return batch["video"]
 
 
 def to_pixels(video: UInt8[Tensor, "batch frames height width 3"]) -> Float[Tensor, "batch 3 frames height width"]:

@@ -30,9 +30,9 @@ class VideoCondition:
     def frame_mask(self, z_frames: int) -> Float[Tensor, "batch z_frames"]:
         """1 on latent frames that are kept clean, 0 on those to be predicted."""
         batch, z_observed = self.observed.shape[0], self.observed.shape[2]
-        count = self.num_observed if self.num_observed is not None else torch.full((batch,), z_observed)
-        frame = torch.arange(z_frames, device=self.observed.device)
-        return (frame[None] < count.to(self.observed.device)[:, None]).float()
+        device = self.observed.device
+        count = torch.full((batch,), z_observed, device=device) if self.num_observed is None else self.num_observed.to(device)
+        return (torch.arange(z_frames, device=device)[None] < count[:, None]).float()
 
 
 class VideoBackbone(nn.Module, ABC):

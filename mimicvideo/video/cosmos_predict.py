@@ -20,7 +20,9 @@ from mimicvideo.video.padding_mask import provide_resize
 from mimicvideo.video.prompts import PromptEncoder
 
 provide_resize()
-_WHOLE_CLIP_VALUES = {"cpu": 2**24, "cuda": 2**29}  # values in the VAE's widest activation that one whole-clip pass may have
+# Values in the VAE's widest activation: in one pass over several clips (a CPU's caches are small), and of a clip that may pass whole.
+_CHUNK_VALUES = {"cpu": 5_000_000, "cuda": 2**29}
+_WHOLE_CLIP_VALUES = 2**29
 
 
 class CosmosPredict(VideoBackbone):
@@ -41,6 +43,7 @@ class CosmosPredict(VideoBackbone):
         prompt_cache: Folder for text embeddings.
         conditional_sigma: Noise level told to the network on clean frames (official code: 1e-4; nothing is added).
         gradient_checkpointing: Recompute blocks in the backward pass.
+        compile: `torch.compile` the transformer's blocks: slow at first, then about three times as fast on a GPU (tiny model).
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class CosmosPredict(VideoBackbone):
         prompt_cache: str | None = None,
         conditional_sigma: float = 1e-4,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if dtype not in ("float32", "bfloat16"):
@@ -70,7 +74,7 @@ class CosmosPredict(VideoBackbone):
         self.transformer = self._load_transformer()
         self.prompts = PromptEncoder(self.folder, prompt_tokens, self.dtype, prompt_cache)
         self._check_parts()
-        self.hidden_dim = self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim
+        self.hidden_dim = self.transformer.config["num_attention_heads"] * self.transformer.config["attention_head_dim"]
         self.num_blocks = len(self.transformer.transformer_blocks)
         self._fused: dict[str, Any] | None = None  # what was fused into the weights, to be saved with a policy
 
@@ -83,25 +87,32 @@ class CosmosPredict(VideoBackbone):
         }
         if gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
+        if compile:
+            for block in self.transformer.transformer_blocks:  # their forward only: hooks, which may leave early, stay outside
+                block.forward = torch.compile(block.forward)
         if adapter is not None:
-            self.load_adapter_state(adapters.read_adapter(Path(adapter).expanduser()))
+            self._take_in(adapters.read_adapter(Path(adapter).expanduser()), f"adapter {adapter}")
 
     def _load_transformer(self) -> CosmosTransformer3DModel:
         folder = self.folder / "transformer"
         if self.initial == "random":
-            return nn.Module.to(CosmosTransformer3DModel.from_config(weights.read_json(folder / "config.json")), self.dtype)
+            config: Any = weights.read_json(folder / "config.json")
+            random: Any = CosmosTransformer3DModel.from_config(config)
+            nn.Module.to(random, self.dtype)
+            return random
         return weights.load_module(CosmosTransformer3DModel, folder, self.dtype)
 
     def _check_parts(self) -> None:
-        config, z_channels = self.transformer.config, self.vae.config.z_dim
-        if config.in_channels != z_channels + 1 or config.out_channels != z_channels:
+        config, z_channels = self.transformer.config, self.vae.config["z_dim"]
+        taken, given = config["in_channels"], config["out_channels"]
+        if (taken, given) != (z_channels + 1, z_channels):
             raise ValueError(
-                f"{self.folder}: the transformer takes {config.in_channels} channels and gives {config.out_channels}; a video-to-world "
-                f"model for this VAE takes {z_channels} + 1 mask and gives {z_channels}. Is it a text-to-image checkpoint?"
+                f"{self.folder}: the transformer takes {taken} channels and gives {given}; a video-to-world model for this VAE "
+                f"takes {z_channels} + 1 mask and gives {z_channels}. Is it a text-to-image checkpoint?"
             )
-        if config.text_embed_dim != self.prompts.prompt_dim:
+        if config["text_embed_dim"] != self.prompts.prompt_dim:
             raise ValueError(
-                f"{self.folder}: the transformer reads text of width {config.text_embed_dim}, "
+                f"{self.folder}: the transformer reads text of width {config['text_embed_dim']}, "
                 f"but the text encoder gives {self.prompts.prompt_dim}"
             )
 
@@ -130,7 +141,7 @@ class CosmosPredict(VideoBackbone):
         self, video: UInt8[Tensor, "batch frames height width 3"]
     ) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
         frames, height, width = video.shape[1:4]
-        check_clip_size(frames, height, width, self.transformer.config.patch_size[1])
+        check_clip_size(frames, height, width, self.transformer.config["patch_size"][1])
         chunk, whole = self._chunk(frames * height * width)
         encode = wan.encode_moments if whole else lambda vae, pixels: vae.encode(pixels).latent_dist.parameters
         latents = []
@@ -160,12 +171,13 @@ class CosmosPredict(VideoBackbone):
 
     def _chunk(self, pixels: int) -> tuple[int, bool]:
         """How many clips go through the VAE at once, and whether clip by clip in one pass or, if too large, frame by frame."""
-        room = _WHOLE_CLIP_VALUES.get(self.device.type, 2**24) // (pixels * self.vae.config.base_dim)
-        return max(room, 1), room >= 1 and wan.supported(self.vae)
+        width = max(self.vae.config["base_dim"], self.vae.config["decoder_base_dim"] or 0)
+        room = _CHUNK_VALUES.get(self.device.type, 2**24) // (pixels * width)
+        return max(room, 1), pixels * width <= _WHOLE_CLIP_VALUES and wan.supported(self.vae)
 
     def _latent_statistics(self) -> tuple[Tensor, Tensor]:
         config = self.vae.config
-        mean, std = (torch.tensor(values, device=self.device) for values in (config.latents_mean, config.latents_std))
+        mean, std = (torch.tensor(values, device=self.device) for values in (config["latents_mean"], config["latents_std"]))
         return mean[:, None, None, None], std[:, None, None, None]
 
     def encode_prompt(self, prompts: list[str]) -> Float[Tensor, "batch prompt_tokens prompt_dim"]:
@@ -223,8 +235,8 @@ class CosmosPredict(VideoBackbone):
 
     def _inputs(self, noisy: Tensor, tau: Tensor, condition: VideoCondition) -> dict[str, Any]:
         """The transformer's arguments: clean frames in place, their mask, and a timestep per frame."""
-        batch, z_channels, z_frames, z_height, z_width = noisy.shape
-        patch = self.transformer.config.patch_size[1]
+        batch, _, z_frames, z_height, z_width = noisy.shape
+        patch = self.transformer.config["patch_size"][1]
         if z_height % patch or z_width % patch:
             raise ValueError(f"latents are {z_height} x {z_width}; height and width must be multiples of {patch}")
         _check_levels(tau, batch)
@@ -262,11 +274,14 @@ class CosmosPredict(VideoBackbone):
         Raises:
             ValueError: If base weights, rank, keys or shapes do not fit. Everything is checked before anything is loaded.
         """
-        if self._fused is not None:
+        self._take_in(state, "the adapter")
+
+    def _take_in(self, state: Mapping[str, Any], where: str) -> None:
+        if self._fused is not None and not adapters.is_empty(self._fused):
             if adapters.same(self._fused, state):
                 return
             raise ValueError("another adapter is fused into this backbone: build it without `adapter` and load this one instead")
-        adapters.load(self, state)
+        adapters.load(self, state, where)
         if isinstance(self.adaptation, Frozen):
             self._fused = dict(state)
             self.fuse_adapter()

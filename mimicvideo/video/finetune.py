@@ -73,7 +73,8 @@ class VideoFinetune(LightningModule):
             raise ValueError(f"prompt_dropout must lie in [0, 1], got {prompt_dropout}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
-        self.backbone, self.noise, self.observed, self.prompt_dropout = backbone.train(), noise, observed, prompt_dropout
+        self.backbone, self.noise, self.prompt_dropout = backbone.train(), noise, prompt_dropout
+        self.observed = {count: probability for count, probability in observed.items() if probability > 0}
         self.loss_scale, self.latent_cache, self.seed = loss_scale, latent_cache, seed
         self.validation_taus = [check_tau(tau, "validation_taus") for tau in validation_taus]
         if len({f"{tau:.2f}" for tau in self.validation_taus}) < len(self.validation_taus):
@@ -98,7 +99,12 @@ class VideoFinetune(LightningModule):
         Raises:
             ValueError: If clips have too few latent frames to keep the largest of `observed` clean.
         """
-        latents = batch["latents"].float() if "latents" in batch else self.backbone.encode_video(batch["video"])
+        if "latents" in batch:
+            latents = batch["latents"].float()
+        elif "video" in batch:
+            latents = self.backbone.encode_video(batch["video"])
+        else:
+            raise ValueError(f"the batch has neither latents nor video, only {', '.join(batch)}")
         if latents.shape[2] <= max(self.observed):
             raise ValueError(
                 f"observed={self.observed} keeps up to {max(self.observed)} latent frames clean, but clips have only {latents.shape[2]}: "

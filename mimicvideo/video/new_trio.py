@@ -29,6 +29,7 @@ def new_trio(
     text_layers: int = 2,
     vae: str | None = None,
     vae_base_dim: int = 16,
+    vae_decoder_base_dim: int | None = None,
     vae_dim_mult: Sequence[int] = (1, 2, 4, 4),
     vae_res_blocks: int = 1,
     z_dim: int = 16,
@@ -49,6 +50,7 @@ def new_trio(
         text_layers: T5 blocks.
         vae: Folder of a trained VAE to take instead of a random one.
         vae_base_dim: Channels of the VAE at full resolution.
+        vae_decoder_base_dim: The same of its decoder, which a policy never runs; None is `vae_base_dim`.
         vae_dim_mult: Their multiples at resolutions 1, 1/2, 1/4 and 1/8.
         vae_res_blocks: Residual blocks per resolution.
         z_dim: Latent channels.
@@ -81,16 +83,17 @@ def new_trio(
         if vae is not None:
             shutil.copytree(vae, folder / "vae", dirs_exist_ok=True)
         else:
-            new_vae(vae_base_dim, vae_dim_mult, vae_res_blocks, z_dim).save_pretrained(folder / "vae")
+            new_vae(vae_base_dim, vae_dim_mult, vae_res_blocks, z_dim, vae_decoder_base_dim).save_pretrained(folder / "vae")
         _new_text(folder, text_embed_dim, text_layers, pieces(sentences, vocabulary))
     pretrained.write_manifest(folder)
     return folder
 
 
-def new_vae(base_dim: int, dim_mult: Sequence[int], res_blocks: int, z_dim: int) -> AutoencoderKLWan:
+def new_vae(base_dim: int, dim_mult: Sequence[int], res_blocks: int, z_dim: int, decoder_base_dim: int | None = None) -> AutoencoderKLWan:
     """A random Wan VAE whose latent statistics are those of the standard normal, to be measured after training."""
     return AutoencoderKLWan(
         base_dim=base_dim,
+        decoder_base_dim=decoder_base_dim,
         dim_mult=list(dim_mult),
         num_res_blocks=res_blocks,
         z_dim=z_dim,
@@ -111,9 +114,11 @@ def initialise(transformer: CosmosTransformer3DModel) -> None:
 
 
 def _new_text(folder: Path, width: int, layers: int, vocabulary: list[tuple[str, float]]) -> None:
-    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+    from transformers.utils.logging import disable_progress_bar
 
-    tokenizer = T5TokenizerFast(vocab=vocabulary, extra_ids=0)
+    disable_progress_bar()
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0)
     tokenizer.save_pretrained(folder / "tokenizer")
     heads = max(width // 32, 1)
     config = T5Config(
@@ -144,7 +149,19 @@ def pieces(sentences: Sequence[str], vocabulary: int) -> list[tuple[str, float]]
     return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scored, *((character, floor - 2.0) for character in characters)]
 
 
+def main(out: str, sentences_file: str | None = None, **sizes) -> None:
+    """Writes an untrained video model.
+
+    Args:
+        out: The folder to create.
+        sentences_file: Text file with one instruction per line, for the tokenizer.
+        sizes: As `new_trio` takes them.
+    """
+    sentences = Path(sentences_file).read_text().splitlines() if sentences_file else ()
+    print(new_trio(out, sentences=sentences, **sizes))
+
+
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(new_trio, as_positional=False)
+    auto_cli(main, as_positional=False)

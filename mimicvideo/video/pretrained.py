@@ -35,6 +35,8 @@ def resolve(pretrained: str, revision: str | None = None) -> Path:
         folder = PACKAGED[pretrained]
     elif not folder.is_dir() and _HUB_ID.fullmatch(pretrained):
         folder = _download(pretrained, revision)
+    if pretrained in PACKAGED and not folder.is_dir():
+        raise FileNotFoundError(f"pretrained={pretrained!r}: this installation lacks {folder}; install the package again, with its assets")
     if not folder.is_dir():
         raise FileNotFoundError(
             f"pretrained={pretrained!r}: there is no folder {folder}. Give a folder with {', '.join(COMPONENTS)} in it, "
@@ -115,16 +117,18 @@ def tensor_shapes(paths: Iterable[Path]) -> dict[str, torch.Size]:
 
 def check_shapes(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], where: object, remedy: str) -> None:
     """Raises ValueError, naming keys and shapes, unless both have the same keys with the same shapes."""
-    problems = [f"missing {key}" for key in expected if key not in found]
-    problems += [f"unexpected {key}" for key in found if key not in expected]
-    problems += [
-        f"{key} has shape {tuple(found[key])}, expected {tuple(expected[key])}"
-        for key in expected
-        if key in found and found[key] != expected[key]
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{where} does not fit: {'; '.join(problems[:5])}{more}. {remedy}")
+    problems = {
+        "missing": [key for key in expected if key not in found],
+        "unexpected": [key for key in found if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(found[key])} instead of {tuple(expected[key])}"
+            for key in expected
+            if key in found and found[key] != expected[key]
+        ],
+    }
+    texts = [f"{len(keys)} {kind}: {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}" for kind, keys in problems.items() if keys]
+    if texts:
+        raise ValueError(f"{where} does not fit. Tensors {'; '.join(texts)}. {remedy}")
 
 
 def load_module(cls: type[Module], folder: Path, dtype: torch.dtype) -> Module:
@@ -136,15 +140,16 @@ def load_module(cls: type[Module], folder: Path, dtype: torch.dtype) -> Module:
             unexpected or of another shape: such a model would otherwise start with random weights, silently.
     """
     config, files = read_json(folder / "config.json"), weight_files(folder)
+    library: Any = cls
     with torch.device("meta"):
-        blank = cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class.from_dict(config))
+        blank = library.from_config(config) if hasattr(cls, "from_config") else library(library.config_class.from_dict(config))
     expected = {key: value.shape for key, value in blank.state_dict().items()}
     found = tensor_shapes(files)
     tied = set(getattr(blank, "_tied_weights_keys", None) or {})  # stored once under another name
     expected = {key: shape for key, shape in expected.items() if key not in tied or key in found}
     check_shapes(found, expected, folder, "Is this the checkpoint of another architecture, or was it saved with an adapter attached?")
     _check_manifest(folder, files)
-    return cls.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).eval()
+    return library.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).eval()
 
 
 def _check_manifest(folder: Path, files: list[Path]) -> None:
@@ -158,10 +163,10 @@ def _check_manifest(folder: Path, files: list[Path]) -> None:
             raise ValueError(f"{file} differs from the SHA-256 that {manifest} records for it: copy or download it again")
 
 
-def write_manifest(folder: Path, **facts: Any) -> None:
-    """Records the SHA-256 of every safetensors file below `folder`, beside `facts`, in its manifest.json."""
+def write_manifest(folder: Path) -> None:
+    """Records the SHA-256 of every safetensors file below `folder` in its manifest.json."""
     hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in sorted(folder.rglob("*.safetensors"))}
-    (folder / MANIFEST).write_text(json.dumps({**facts, "sha256": hashes}, indent=2) + "\n")
+    (folder / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=2) + "\n")
 
 
 def file_hash(path: Path) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 import warnings
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -40,9 +41,12 @@ class PromptEncoder(nn.Module):
         self._memory: dict[str, Tensor] = {}
         self._tokenizer = None
         pretrained.tensor_shapes(pretrained.weight_files(folder / "text_encoder"))  # complains about truncated files now
-        self.weights_hash = pretrained.text_hash(
-            pretrained.component_hash(folder / "text_encoder"), pretrained.tokenizer_hash(folder / "tokenizer")
-        )
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over T5 and its tokenizer; reads all of T5, which takes seconds at 11 B parameters."""
+        parts = [pretrained.component_hash(self.folder / "text_encoder"), pretrained.tokenizer_hash(self.folder / "tokenizer")]
+        return pretrained.text_hash(*parts)
 
     def train_weights(self) -> None:
         """Loads T5 in fp32 and opens its weights to training."""
@@ -78,7 +82,9 @@ class PromptEncoder(nn.Module):
 
     def _load(self, dtype: torch.dtype) -> nn.Module:
         from transformers import T5EncoderModel
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         return pretrained.load_module(T5EncoderModel, self.folder / "text_encoder", dtype)
 
     def _stored(self, prompt: str, device: torch.device) -> Tensor:
@@ -117,8 +123,13 @@ def _write_checked(path: Path, embedding: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = save({"embedding": embedding.contiguous()}, {"sha256": _tensor_hash(embedding)})
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
+        try:
+            file.write(data)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def _tensor_hash(tensor: Tensor) -> str:

@@ -4,6 +4,8 @@
 along; `decode` goes latent frame by latent frame. Padding the whole clip once with zeros in front gives the same numbers.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample
@@ -18,7 +20,7 @@ def encode_moments(
     vae: AutoencoderKLWan, pixels: Float[Tensor, "batch 3 frames height width"]
 ) -> Float[Tensor, "batch two_z_channels z_frames z_height z_width"]:
     """Mean and log variance of the posterior, concatenated along the channels. `pixels` in [-1, 1], frames = 1 + 4n."""
-    encoder = vae.encoder
+    encoder: Any = vae.encoder
     x = encoder.conv_in(pixels)
     for layer in encoder.down_blocks:
         x = layer(x)
@@ -33,7 +35,7 @@ def decode_pixels(
     vae: AutoencoderKLWan, latents: Float[Tensor, "batch z_channels z_frames z_height z_width"]
 ) -> Float[Tensor, "batch 3 frames height width"]:
     """Reconstruction, not clamped; a VAE's samples lie in [-1, 1]. `latents` as the encoder gives them, not normalised."""
-    decoder = vae.decoder
+    decoder: Any = vae.decoder
     x = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(latents)))
     for block in decoder.up_blocks:
         for resnet in block.resnets:
@@ -54,7 +56,7 @@ class _CausalConv3d(WanCausalConv3d):
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         if x.shape[2] > 1 or cache_x is not None or self._padding[4] != self.kernel_size[0] - 1:
             return super().forward(x, cache_x)
-        x = torch.nn.functional.pad(x, self._padding[:4])
+        x = torch.nn.functional.pad(x, self._padding[:4])  # pyright: ignore[reportArgumentType]
         return torch.nn.functional.conv3d(x, self.weight[:, :, -1:], self.bias, self.stride)
 
 
@@ -68,4 +70,4 @@ def speed_up_images(vae: AutoencoderKLWan) -> None:
 def supported(vae: AutoencoderKLWan) -> bool:
     """Whether these passes cover the model: Wan 2.1's layout, which Predict2 and 2.5 use, without tiling."""
     config = vae.config
-    return not (config.is_residual or config.patch_size or config.attn_scales or vae.use_tiling or vae.use_slicing)
+    return not (config["is_residual"] or config["patch_size"] or config["attn_scales"] or vae.use_tiling or vae.use_slicing)

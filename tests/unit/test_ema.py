@@ -34,9 +34,16 @@ def test_lent_weights_come_back_bit_for_bit_even_after_an_error():
     with torch.no_grad():
         layer.weight.mul_(2)
     before = layer.weight.detach().clone()
-    with pytest.raises(KeyError), average.applied_to(layer):
-        torch.testing.assert_close(layer.weight, before / 2)
-        raise KeyError
+    seen = []
+
+    def borrow() -> None:
+        with average.applied_to(layer):
+            seen.append(layer.weight.detach().clone())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        borrow()
+    torch.testing.assert_close(seen[0], before / 2)
     assert torch.equal(layer.weight, before)
 
 

@@ -1,6 +1,8 @@
 """DiTDecoder against a plain float64 re-implementation of the paper's equations, its sizes, its initial values and its context."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -163,7 +165,7 @@ def test_forward_is_the_papers_equations_for_several_draws_of_a_context():
 def test_masked_proprio_is_the_learned_token_in_training_only():
     decoder, given = make(proprio_mask_probability=0.5), inputs(samples=8, contexts=8)
     masked = (torch.rand(8, generator=torch.Generator().manual_seed(3)) < 0.5).tolist()
-    assert any(masked) and not all(masked)
+    assert 0 < sum(masked) < 8
     torch.testing.assert_close(run(decoder, given), reference(decoder, given), atol=1e-11, rtol=1e-10)
     decoder.train()
     trained = run(decoder, given, generator=torch.Generator().manual_seed(3))
@@ -313,14 +315,31 @@ def test_bfloat16_autocast_stays_close_and_returns_fp32():
     assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
-def test_compiled_trunk_keeps_names_and_draws():
-    decoder, given = make(), inputs()
-    names, expected = list(decoder.state_dict()), run(decoder, given)
-    decoder.compile(backend="eager")
-    assert list(decoder.state_dict()) == names
-    torch.testing.assert_close(run(decoder, given), expected, atol=1e-12, rtol=0)
-    first, second = (run(decoder.train(), given, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3))
-    assert torch.equal(first, second)
+COMPILED = """
+import torch
+from mimicvideo.action.decoder import DecoderShape
+from mimicvideo.action.dit import DiTDecoder
+
+torch.manual_seed(0)
+decoder = DiTDecoder(DecoderShape(12, 2, 3, 4), width=16, depth=2, heads=2, adaln_dim=4)
+hidden, actions, proprio = torch.randn(2, 5, 12), torch.randn(4, 4, 2), torch.randn(4, 1, 3)
+tau_action, tau_video = torch.rand(4), torch.rand(4)
+
+def run():
+    return decoder(actions, tau_action, decoder.prepare_context(hidden), tau_video, proprio, torch.Generator().manual_seed(3))
+
+names, plain = list(decoder.state_dict()), run()
+decoder.compile(backend="aot_eager", fullgraph=True)
+compiled = run()
+compiled.sum().backward()
+assert list(decoder.state_dict()) == names
+torch.testing.assert_close(compiled, plain)
+"""
+
+
+def test_the_compiler_takes_the_whole_trunk():
+    """In a process of its own, since the checks of annotations that tests run under cannot be compiled."""
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """load_policy: the same actions as the policy that was saved, from the checkpoint alone, and every refusal."""
 
 import copy
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mimicvideo.action import load
 from mimicvideo.action.load import load_policy
 from mimicvideo.action.policy import ActionPolicy
 from mimicvideo.action.state import IncompatibleCheckpointError
-from mimicvideo.callbacks.safe_checkpoint import DamagedCheckpointError, save_checkpoint, sidecar
+from mimicvideo.checkpoint import DamagedCheckpointError, save_checkpoint, sidecar
 from tests.fake_backbone import FakeBackbone, FakeData, demonstrations
 
 CONFIG: dict[str, Any] = {
@@ -70,6 +71,7 @@ def act(policy: ActionPolicy) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def trust_the_fake(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["mimicvideo"])  # LightningCLI warns of others
     monkeypatch.setattr(load, "TRUSTED", ("mimicvideo.", "tests.fake_backbone."))
 
 
@@ -151,7 +153,7 @@ def test_without_a_sidecar_the_file_still_loads(saved):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.ckpt"):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         load_policy(tmp_path / "nowhere.ckpt")
 
 
@@ -161,7 +163,7 @@ def test_a_truncated_file_is_refused(saved, with_sidecar):
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     if not with_sidecar:
         sidecar(path).unlink()
-    with pytest.raises(DamagedCheckpointError, match="policy.ckpt"):
+    with pytest.raises(DamagedCheckpointError, match="policy"):
         load_policy(path)
 
 
@@ -173,13 +175,13 @@ def test_a_flipped_byte_in_a_weight_is_refused(saved, with_sidecar):
     path.write_bytes(content)
     if not with_sidecar:
         sidecar(path).unlink()
-    with pytest.raises(DamagedCheckpointError, match="policy.ckpt"):
+    with pytest.raises(DamagedCheckpointError, match="policy"):
         load_policy(path)
 
 
 def test_a_text_file_is_refused(tmp_path):
     (tmp_path / "notes.ckpt").write_text("not a checkpoint")
-    with pytest.raises(DamagedCheckpointError, match="notes.ckpt"):
+    with pytest.raises(DamagedCheckpointError, match="notes"):
         load_policy(tmp_path / "notes.ckpt")
 
 
@@ -214,8 +216,8 @@ def test_missing_unexpected_and_reshaped_tensors_are_listed(saved):
         weights["decoder.proprio_mask_token"] = torch.zeros(3)
 
     change(path, edit)
-    message = r"1 missing: decoder.positions; 1 unexpected: decoder.extra; 1 of another shape: decoder.proprio_mask_token \(3,\), here \(16,\)"
-    with pytest.raises(IncompatibleCheckpointError, match=message):
+    message = "1 missing: decoder.positions; 1 unexpected: decoder.extra; 1 of another shape: decoder.proprio_mask_token (3,), here (16,)"
+    with pytest.raises(IncompatibleCheckpointError, match=re.escape(message)):
         load_policy(path)
 
 
@@ -233,7 +235,7 @@ def test_foreign_classes_are_never_built(saved, part, class_path):
 def test_options_that_no_longer_exist_are_named(saved):
     path, _ = saved
     change(path, lambda checkpoint: checkpoint["hyper_parameters"].update(blocks=3))
-    with pytest.raises(IncompatibleCheckpointError, match="cannot build the checkpoint's policy.*blocks"):
+    with pytest.raises(IncompatibleCheckpointError, match=r"cannot build the checkpoint's policy.*blocks"):
         load_policy(path)
 
 
@@ -249,24 +251,24 @@ def test_a_missing_gpu_is_named(saved):
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "message"),
     [
-        ({"decoder": CONFIG["init_args"]["decoder"] | {"init_args": {"width": 16, "depth": 1, "heads": 2, "adaln_dim": 4}}}, None, "unexpected"),
-        ({"backbone": CONFIG["init_args"]["backbone"] | {"init_args": {"adapter": 0.5}}}, None, "another adapter"),
-        ({"backbone": CONFIG["init_args"]["backbone"] | {"init_args": {"adapter": 0.25, "seed": 1}}}, None, "base weights"),
-        ({"ema_decay": 0.9}, None, "no weight average"),
+        ({"decoder": CONFIG["init_args"]["decoder"] | {"init_args": {"width": 16, "depth": 1, "heads": 2, "adaln_dim": 4}}}, "unexpected"),
+        ({"backbone": CONFIG["init_args"]["backbone"] | {"init_args": {"adapter": 0.5}}}, "another adapter"),
+        ({"backbone": CONFIG["init_args"]["backbone"] | {"init_args": {"adapter": 0.25, "seed": 1}}}, "base weights"),
+        ({"ema_decay": 0.9}, "no weight average"),
     ],
 )
-def test_resuming_with_another_model_is_refused(saved, tmp_path, changes, error, message):
+def test_resuming_with_another_model_is_refused(saved, tmp_path, changes, message):
     path, _ = saved
-    with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
-        warnings.simplefilter("ignore")
-        quiet(5, tmp_path).fit(configured(**changes), datamodule=FakeData(batch=4), ckpt_path=path)
+    trainer, policy = quiet(5, tmp_path), configured(**changes)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(policy, datamodule=FakeData(batch=4), ckpt_path=path)
 
 
 def test_resuming_on_data_with_another_contract_is_refused(saved, tmp_path, monkeypatch):
     path, policy = saved
     monkeypatch.setattr(FakeData, "contract", lambda self: policy.contract | {"frame_interval_steps": 3})
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="frame_interval_steps: checkpoint 2, data 3"):
-        warnings.simplefilter("ignore")
-        quiet(5, tmp_path).fit(configured(), datamodule=FakeData(batch=4), ckpt_path=path)
+    trainer, other = quiet(5, tmp_path), configured()
+    with pytest.raises(ValueError, match="frame_interval_steps: checkpoint 2, data 3"):
+        trainer.fit(other, datamodule=FakeData(batch=4), ckpt_path=path)

@@ -60,6 +60,13 @@ def test_tiles_stand_side_by_side_in_order():
     assert tiled[0, :, 0].tolist() == [0] * 6 + [1] * 6 + [2] * 6
 
 
+def test_mujoco_imported_too_early_is_refused_instead_of_aborting():
+    code = "import mujoco\nfrom mimicvideo.benchmark.rendering import import_mujoco\nimport_mujoco()"
+    environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "RuntimeError: mujoco was imported before MUJOCO_GL=egl was set" in done.stderr
+
+
 @pytest.mark.parametrize("chosen", [None, "osmesa"])
 def test_missing_gl_library_names_the_packages(chosen):
     environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
@@ -114,8 +121,10 @@ def test_pictures_are_upright_and_not_mirrored(seen):
     renderer.close()
     assert image.shape == (48, 64, 3)
     red, green = image[..., 0] > 2 * image[..., 1] + 20, image[..., 1] > 2 * image[..., 0] + 20
-    assert _centre(red)[1] > 0.55 and abs(_centre(red)[0] - 0.5) < 0.05  # +x is to the right
-    assert _centre(green)[0] < 0.45 and abs(_centre(green)[1] - 0.5) < 0.05  # +z is up
+    assert _centre(red)[1] > 0.55
+    assert abs(_centre(red)[0] - 0.5) < 0.05
+    assert _centre(green)[0] < 0.45
+    assert abs(_centre(green)[1] - 0.5) < 0.05
 
 
 @pytest.mark.simulator

@@ -50,7 +50,9 @@ def fit(tmp_path: Path, module: LightningModule, guard: NanGuard) -> Trainer:
 
 
 def test_a_loss_that_is_no_number_stops_and_names_step_and_samples(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step 3, batch of episodes 4, 4, 5, 5; rows 0, 1, 0, 1.*step=2\.ckpt|last\.ckpt"):
+    with pytest.raises(
+        FloatingPointError, match=r"nan at step 3, batch of episodes 4, 4, 5, 5; rows 0, 1, 0, 1\. The last good .*last\.ckpt"
+    ):
         fit(tmp_path, Model(), NanGuard())
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2 and saved["state_dict"]["weight"].isfinite().all()
@@ -68,7 +70,7 @@ def test_losses_not_yet_looked_at_are_looked_at_before_saving(tmp_path: Path, mo
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"weights are not finite after step 2 though the losses were \(weight\).*last good checkpoint"):
+    with pytest.raises(FloatingPointError, match=r"not finite after step 2 though the losses were \(weight\).*last good checkpoint"):
         fit(tmp_path, Model(bad_step=2), NanGuard())
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 1 and saved["state_dict"]["weight"].isfinite().all()

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from mimicvideo.callbacks.safe_checkpoint import (
+from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
+from mimicvideo.checkpoint import (
     CheckpointNotSavedError,
     DamagedCheckpointError,
-    SafeCheckpoint,
     SafeCheckpointIO,
     save_checkpoint,
     sidecar,
@@ -73,7 +73,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint_good(tmp_path: Path) -> None
     path = tmp_path / "last.ckpt"
     save_checkpoint({"x": torch.ones(10)}, path)
     before = verify_checkpoint(path)
-    with files_at_most(100_000), pytest.raises(CheckpointNotSavedError, match=r"last\.ckpt \(0\.[0-9] MB; .* MB are free there\): File too large"):
+    message = r"last\.ckpt \(0\.[0-9] MB; .* MB are free there\): File too large"
+    with files_at_most(100_000), pytest.raises(CheckpointNotSavedError, match=message):
         save_checkpoint({"x": torch.ones(100_000)}, path)
     assert verify_checkpoint(path) == before
     assert len(list(tmp_path.iterdir())) == 2

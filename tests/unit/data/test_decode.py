@@ -1,0 +1,87 @@
+"""Frames come out of video files exactly where they are, and files that cannot be read are told apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mimicvideo.data.decode import decode_frames, inspect, resize
+from mimicvideo.data.errors import VideoError
+from tests.synthetic_episodes import picture, what_is_shown, write_video
+
+FRAMES = [picture(episode=1, row=row) for row in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("codec", "keyframes", "pixel_format"),
+    [("libx264", 2, "yuv444p"), ("libx264", 250, "yuv420p"), ("libx264", 10, "yuv444p"), ("libsvtav1", 4, "yuv420p")],
+)
+def test_every_frame_is_found(tmp_path: Path, codec: str, keyframes: int, pixel_format: str) -> None:
+    frames = [picture(1, row, height=64, width=64) for row in range(30)]
+    write_video(tmp_path / "v.mp4", frames, codec=codec, keyframe_interval=keyframes, pixel_format=pixel_format)
+    assert inspect(tmp_path / "v.mp4").frames == 30
+    everything = decode_frames(tmp_path / "v.mp4", range(30), 10.0)
+    assert [what_is_shown(frame)[:2] for frame in everything] == [(1, row) for row in range(30)]
+    for rows in ([0], [29], [0, 29], [3, 4, 17, 18, 19, 28], list(range(1, 30, 5))):
+        np.testing.assert_array_equal(decode_frames(tmp_path / "v.mp4", rows, 10.0), everything[rows])
+
+
+def test_seeks_rather_than_decodes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mimicvideo.data.decode as decode
+
+    write_video(tmp_path / "v.mp4", [picture(1, row) for row in range(400)], keyframe_interval=4)
+    seen: list[int] = []
+    index = decode._index
+    monkeypatch.setattr(decode, "_index", lambda frame, fps: seen.append(index(frame, fps)) or seen[-1])
+    shown = [what_is_shown(frame)[1] for frame in decode.decode_frames(tmp_path / "v.mp4", [100, 101, 350], 10.0)]
+    assert shown == [100 % 36, 101 % 36, 350 % 36]
+    assert len(seen) <= 10, f"{len(seen)} frames decoded for three"
+
+
+def test_wrong_requests(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", FRAMES)
+    with pytest.raises(VideoError, match="ends before frame 30"):
+        decode_frames(tmp_path / "v.mp4", [29, 30], 10.0)
+    with pytest.raises(VideoError, match="no frame at 0.050 s"):
+        decode_frames(tmp_path / "v.mp4", [1], 20.0)
+    with pytest.raises(ValueError, match="ascend"):
+        decode_frames(tmp_path / "v.mp4", [2, 1], 10.0)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", FRAMES, movflags="faststart")
+    data = (tmp_path / "v.mp4").read_bytes()
+    write_video(tmp_path / "end.mp4", FRAMES)
+    for name, content, message in [
+        ("cut.mp4", data[:-200], "truncated"),  # the index is there, frames are not
+        ("headless.mp4", (tmp_path / "end.mp4").read_bytes()[:-200], "cannot read"),  # the index was at the end
+        ("empty.mp4", b"", "cannot read"),
+        ("text.mp4", b"no video at all " * 50, "cannot read"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(VideoError, match=message):
+            inspect(tmp_path / name)
+    with pytest.raises(VideoError, match="no such file"):
+        inspect(tmp_path / "absent.mp4")
+
+
+def test_strict_decoding_finds_damage_in_the_middle(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    write_video(tmp_path / "v.mp4", [random.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(30)])
+    data = bytearray((tmp_path / "v.mp4").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 1500] = bytes(1500)
+    (tmp_path / "v.mp4").write_bytes(data)
+    assert inspect(tmp_path / "v.mp4").frames == 30, "headers and the first frame are fine"
+    with pytest.raises(VideoError):
+        decode_frames(tmp_path / "v.mp4", range(30), 10.0, strict=True)
+
+
+def test_resize_is_bilinear_with_antialiasing() -> None:
+    ramp = np.broadcast_to(np.arange(0, 64, dtype=np.uint8)[None, None, :, None] * 4, (2, 32, 64, 3)).copy()
+    small = resize(ramp, (8, 16))
+    assert small.shape == (2, 8, 16, 3) and small.dtype == np.uint8
+    np.testing.assert_allclose(small[0, 0, 1:-1, 0], [4 * (4 * column + 1.5) for column in range(1, 15)], atol=1)
+    checkers = np.indices((32, 32)).sum(0) % 2 * 255
+    grey = resize(np.broadcast_to(checkers[None, :, :, None], (1, 32, 32, 3)).astype(np.uint8), (8, 8))
+    assert np.abs(grey[0, 2:-2, 2:-2].astype(int) - 127).max() <= 8, "without antialiasing checkers would stay black and white"
+    assert resize(ramp, (32, 64)) is ramp and resize(ramp, None) is ramp

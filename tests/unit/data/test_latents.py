@@ -1,0 +1,202 @@
+"""Cached latents are the encoder's, of the right window; whatever is stale, partial or damaged is encoded anew."""
+
+import os
+import pickle
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import mimicvideo.data.latents as latents_module
+from mimicvideo.data.latents import LatentCache
+from mimicvideo.data.lerobot import LeRobotEpisodes
+from mimicvideo.data.window import Window
+from tests.synthetic_episodes import by_writer
+
+WINDOW = Window(observed=5, future=4, frame_interval=2)
+
+
+class Encoder:
+    """Latents that tell the rows shown; counts what it is given."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.windows, self.calls, self.factor = 0, 0, factor
+
+    def __call__(self, video: Tensor) -> Tensor:
+        assert video.dtype == torch.uint8 and video.shape[1:] == (9, 16, 16, 3)
+        self.windows, self.calls = self.windows + len(video), self.calls + 1
+        coarse = video[:, ::4].float().mean((2, 3))  # batch z_frames 3
+        return self.factor * coarse.permute(0, 2, 1)[..., None, None].expand(-1, -1, -1, 2, 2).clone()
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> LeRobotEpisodes:
+    by_writer(tmp_path / "d")
+    return LeRobotEpisodes(tmp_path / "d")
+
+
+def fill(tmp_path: Path, reader: LeRobotEpisodes, key: str = "vae", window: Window = WINDOW, encoder: Encoder | None = None) -> LatentCache:
+    cache = LatentCache(tmp_path / "cache", reader, window, key)
+    cache.encode(cache.missing(reader.episodes), encoder or Encoder(), progress=False)
+    return cache
+
+
+def check(cache: LatentCache, reader: LeRobotEpisodes) -> None:
+    for episode in reader.episodes:
+        for anchor in range(WINDOW.clip_anchors(episode.length)):
+            video = torch.from_numpy(reader.frames(episode, WINDOW.frame_rows(anchor, episode.length)))
+            torch.testing.assert_close(cache.read(episode, anchor), Encoder()(video[None])[0].bfloat16(), rtol=0, atol=0)
+
+
+def test_every_window_has_its_own_latents(tmp_path: Path, reader: LeRobotEpisodes) -> None:
+    cache = fill(tmp_path, reader)
+    assert cache.missing(reader.episodes) == []
+    check(cache, reader)
+    again = LatentCache(tmp_path / "cache", reader, WINDOW, "vae")
+    assert again.missing(reader.episodes) == []
+    check(pickle.loads(pickle.dumps(again)), reader)
+
+
+def test_windows_that_show_the_same_are_encoded_once_and_frames_decoded_once(
+    tmp_path: Path, reader: LeRobotEpisodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mimicvideo.data.lerobot as lerobot
+
+    decoded: list[int] = []
+    decode = lerobot.decode_frames
+    monkeypatch.setattr(lerobot, "decode_frames", lambda path, rows, *rest: decoded.append(len(rows)) or decode(path, rows, *rest))
+    monkeypatch.setattr(latents_module, "MAX_BATCH", 8)
+    reader._all_fit, reader._cache_limit = False, 0
+    encoder = Encoder()
+    check_cache = fill(tmp_path, reader, encoder=encoder)
+    distinct = [
+        len({tuple(WINDOW.frame_rows(anchor, episode.length)) for anchor in range(WINDOW.clip_anchors(episode.length))})
+        for episode in reader.episodes
+    ]
+    assert encoder.windows == sum(distinct) and decoded == [12, 9, 20]
+    assert encoder.calls == sum(-(-count // 8) for count in distinct)
+    check(check_cache, reader)
+
+
+def test_a_one_row_episode_is_one_window(tmp_path: Path) -> None:
+    by_writer(tmp_path / "d", lengths=(1,))
+    encoder, reader = Encoder(), LeRobotEpisodes(tmp_path / "d", min_rows=1)
+    cache = fill(tmp_path, reader, encoder=encoder)
+    assert encoder.windows == 1 and WINDOW.clip_anchors(1) == 9
+    check(cache, reader)
+
+
+def test_only_what_is_missing_is_encoded(tmp_path: Path, reader: LeRobotEpisodes) -> None:
+    cache = LatentCache(tmp_path / "cache", reader, WINDOW, "vae")
+    cache.encode(reader.episodes[:1], Encoder(), progress=False)
+    rest = LatentCache(tmp_path / "cache", reader, WINDOW, "vae").missing(reader.episodes)
+    assert [episode.index for episode in rest] == [1, 2]
+    check(fill(tmp_path, reader), reader)
+
+
+def test_anything_else_is_another_cache(tmp_path: Path, reader: LeRobotEpisodes) -> None:
+    fill(tmp_path, reader)
+    others = {
+        "encoder": LatentCache(tmp_path / "cache", reader, WINDOW, "another vae"),
+        "interval": LatentCache(tmp_path / "cache", reader, Window(5, 4, 1), "vae"),
+        "frames": LatentCache(tmp_path / "cache", reader, Window(1, 8, 2), "vae"),
+        "size": LatentCache(tmp_path / "cache", LeRobotEpisodes(reader.root, size=(8, 8)), WINDOW, "vae"),
+    }
+    (reader.root / "meta/info.json").write_text((reader.root / "meta/info.json").read_text() + " ")
+    others["data"] = LatentCache(tmp_path / "cache", LeRobotEpisodes(reader.root), WINDOW, "vae")
+    for name, cache in others.items():
+        assert len(cache.missing(reader.episodes)) == 3, name
+    assert len({cache.folder for cache in others.values()}) == 5
+    horizon = LatentCache(tmp_path / "cache", reader, Window(5, 4, 2, horizon=7, stride=6), "vae")
+    assert horizon.missing(reader.episodes) == [], "stage 2 shares the cache of stage 1"
+
+
+@pytest.mark.parametrize("damage", ["flip", "flip_digest", "cut", "longer", "empty", "header"])
+def test_damage_is_found_and_mended(tmp_path: Path, reader: LeRobotEpisodes, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    cache = fill(tmp_path, reader)
+    path = cache.folder / ("header.json" if damage == "header" else "episode-000001.bf16")
+    data = bytearray(path.read_bytes())
+    if damage.startswith("flip"):
+        data[-1 if damage == "flip_digest" else 100] ^= 1
+    path.write_bytes({"cut": data[:-7], "longer": data + b"1", "empty": b"", "header": data[:20]}.get(damage, data))
+    again = LatentCache(tmp_path / "cache", reader, WINDOW, "vae")
+    assert [episode.index for episode in again.missing(reader.episodes)] == ([0, 1, 2] if damage == "header" else [1])
+    assert "damaged" in caplog.text and path.name in caplog.text
+    check(fill(tmp_path, reader), reader)
+
+
+def test_an_interrupted_encoding_leaves_whole_files_only(tmp_path: Path, reader: LeRobotEpisodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents_module, "MAX_BATCH", 4)
+    encoder = Encoder()
+
+    def stops(video: Tensor) -> Tensor:
+        if encoder.windows > 30:
+            raise KeyboardInterrupt
+        return encoder(video)
+
+    cache = LatentCache(tmp_path / "cache", reader, WINDOW, "vae")
+    with pytest.raises(KeyboardInterrupt):
+        cache.encode(reader.episodes, stops, progress=False)
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["episode-000000.bf16", "header.json"]
+    left = LatentCache(tmp_path / "cache", reader, WINDOW, "vae").missing(reader.episodes)
+    assert [episode.index for episode in left] == [1, 2]
+    check(fill(tmp_path, reader), reader)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writes beyond `size` bytes of a file fail, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_said_and_costs_the_new_file_only(tmp_path: Path, reader: LeRobotEpisodes) -> None:
+    cache = LatentCache(tmp_path / "cache", reader, WINDOW, "vae")
+    cache.encode(reader.episodes[:1], Encoder(), progress=False)
+    size = os.path.getsize(cache.folder / "episode-000000.bf16")
+    with largest_file(size), pytest.raises(OSError, match="could not write latents to .*free some space, or choose another latent_cache"):
+        cache.encode(reader.episodes[2:], Encoder(), progress=False)
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["episode-000000.bf16", "header.json"]
+    check(fill(tmp_path, reader), reader)
+
+
+def test_too_little_room_is_said_before_work_starts(tmp_path: Path, reader: LeRobotEpisodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(latents_module.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(OSError, match="latents of 3 episodes need 0.00 GB, .* has 0.00 GB left: free some space"):
+        fill(tmp_path, reader)
+
+
+def test_encoders_that_misbehave(tmp_path: Path, reader: LeRobotEpisodes) -> None:
+    cache = LatentCache(tmp_path / "cache", reader, WINDOW, "vae")
+    with pytest.raises(ValueError, match="returned NaN or infinity for episode 0, rows 0 ... 8"):
+        cache.encode(reader.episodes, lambda video: Encoder()(video).index_fill(0, torch.tensor([0]), torch.nan), progress=False)
+    with pytest.raises(ValueError, match="returned \\(20, 3\\) for 20 windows"):
+        cache.encode(reader.episodes, lambda video: torch.zeros(len(video), 3), progress=False)
+    cache.encode(reader.episodes[:1], Encoder(), progress=False)
+    with pytest.raises(ValueError, match="expected \\(17, 3, 3, 2, 2\\)"):
+        cache.encode(reader.episodes[1:], lambda video: torch.zeros(len(video), 3, 3, 4, 4), progress=False)
+
+
+def test_reading_decodes_nothing(tmp_path: Path, reader: LeRobotEpisodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = fill(tmp_path, reader)
+    monkeypatch.setattr(LeRobotEpisodes, "frames", lambda *_: pytest.fail("pixels were decoded"))
+    value = cache.read(reader.episodes[0], 3)
+    value.zero_()
+    assert cache.read(reader.episodes[0], 3).abs().sum() > 0, "a copy"
+    assert (
+        value.dtype == torch.bfloat16
+        and value.shape == (3, 3, 2, 2)
+        and np.prod(value.shape) * 2 * 20 + 32 == os.path.getsize(cache.folder / "episode-000000.bf16")
+    )

@@ -1,0 +1,178 @@
+"""Names, files and hashes of pretrained weights; partial, foreign and damaged ones are refused by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import CosmosTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from mimicvideo.video import pretrained
+from mimicvideo.video.adaptation import Lora
+from mimicvideo.video.cosmos_predict import CosmosPredict
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def edit(path: Path, change) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def refused(folder: Path, build, *parts: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        build(pretrained=str(folder))
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_names_of_folders(trio: Path, tmp_path: Path) -> None:
+    assert pretrained.resolve(str(trio)) == trio
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        pretrained.resolve(str(tmp_path / "absent"))
+    (tmp_path / "half" / "vae").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="lacks transformer, text_encoder, tokenizer"):
+        pretrained.resolve(str(tmp_path / "half"))
+
+
+def test_absent_packaged_model_is_reported(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(pretrained.PACKAGED, "cosmos-tiny", tmp_path / "assets")
+    with pytest.raises(FileNotFoundError, match="'cosmos-tiny': this installation lacks .*assets"):
+        pretrained.resolve("cosmos-tiny")
+
+
+def test_unreachable_hub_says_what_to_put_where(monkeypatch) -> None:
+    import huggingface_hub
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match="hub did not give it.*no network.*transformer, vae, text_encoder, tokenizer"):
+        pretrained.resolve("nvidia/Cosmos-Predict2-2B-Video2World")
+
+
+def test_hub_ids_are_downloaded_with_their_revision(monkeypatch, trio: Path) -> None:
+    import huggingface_hub
+
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.update(name=name, **options) or str(trio))
+    assert pretrained.resolve("nvidia/Cosmos", "main") == trio
+    assert asked["name"] == "nvidia/Cosmos"
+    assert asked["revision"] == "main"
+    assert "vae/*" in asked["allow_patterns"]
+
+
+@pytest.mark.parametrize("component", ["transformer", "vae"])
+def test_missing_weights_are_refused(build, own_trio: Path, component: str) -> None:
+    (own_trio / component / "diffusion_pytorch_model.safetensors").unlink()
+    refused(own_trio, build, str(own_trio / component), "holds no weights")
+
+
+def test_missing_config_is_refused(build, own_trio: Path) -> None:
+    (own_trio / "transformer" / "config.json").unlink()
+    refused(own_trio, build, "config.json is missing")
+
+
+def test_missing_shard_is_refused(build, own_trio: Path) -> None:
+    (own_trio / WEIGHTS).unlink()
+    index = {"metadata": {}, "weight_map": {"proj_out.weight": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
+    (own_trio / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    refused(own_trio, build, "lacks diffusion_pytorch_model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda tensors: tensors.pop("proj_out.weight"), ["1 missing: proj_out.weight"]),
+        (lambda tensors: tensors.update(extra=torch.zeros(2)), ["1 unexpected: extra"]),
+        (
+            lambda tensors: tensors.update({"proj_out.weight": torch.zeros(3, 3)}),
+            ["1 of another shape: proj_out.weight (3, 3) instead of (64, 32)"],
+        ),
+    ],
+)
+def test_partial_and_foreign_weights_are_refused(build, own_trio: Path, change, parts: list[str]) -> None:
+    edit(own_trio / WEIGHTS, change)
+    refused(own_trio, build, str(own_trio / "transformer"), "another architecture", *parts)
+
+
+def test_checkpoint_with_an_adapter_attached_is_refused(build, own_trio: Path) -> None:
+    """diffusers loads such a file with random base weights and a warning."""
+    backbone = build(Lora(rank=2))
+    backbone.transformer.save_pretrained(own_trio / "transformer")
+    refused(own_trio, build, "missing", "base_layer", "adapter attached")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+def test_truncated_file_is_refused(build, own_trio: Path, name: str) -> None:
+    data = (own_trio / name).read_bytes()
+    (own_trio / name).write_bytes(data[: len(data) * 2 // 3])
+    refused(own_trio, build, name, "truncated or damaged")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "vae/diffusion_pytorch_model.safetensors"])
+def test_flipped_byte_is_refused(build, own_trio: Path, name: str) -> None:
+    data = bytearray((own_trio / name).read_bytes())
+    data[-10] ^= 1
+    (own_trio / name).write_bytes(data)
+    refused(own_trio, build, name, "SHA-256")
+
+
+def test_flipped_byte_of_the_text_encoder_is_refused_when_it_is_read(build, own_trio: Path) -> None:
+    path = own_trio / "text_encoder" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="SHA-256"):
+        build(pretrained=str(own_trio)).encode_prompt(["open the drawer"])
+
+
+def test_parts_that_do_not_belong_together_are_refused(build, own_trio: Path) -> None:
+    config = CosmosTransformer3DModel.load_config(own_trio / "transformer")
+    (own_trio / pretrained.MANIFEST).unlink()
+    CosmosTransformer3DModel.from_config({**config, "in_channels": 16}).save_pretrained(own_trio / "transformer")
+    refused(own_trio, build, "text-to-image")
+    CosmosTransformer3DModel.from_config({**config, "text_embed_dim": 24}).save_pretrained(own_trio / "transformer")
+    refused(own_trio, build, "text of width 24", "gives 32")
+
+
+def test_options_outside_their_choices_are_refused(build) -> None:
+    with pytest.raises(ValueError, match="dtype must be float32 or bfloat16"):
+        build(dtype="float16")
+    with pytest.raises(ValueError, match="initial must be"):
+        build(initial="zero")
+
+
+def test_sharded_weights_load(build, trio: Path, own_trio: Path) -> None:
+    (own_trio / pretrained.MANIFEST).unlink()
+    model = CosmosTransformer3DModel.from_pretrained(trio / "transformer")
+    (own_trio / WEIGHTS).unlink()
+    model.save_pretrained(own_trio / "transformer", max_shard_size="100KB")
+    assert len(pretrained.weight_files(own_trio / "transformer")) > 1
+    loaded = build(pretrained=str(own_trio))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.transformer.state_dict()[name], tensor)
+
+
+def test_file_hash_notices_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    first = pretrained.file_hash(path)
+    assert first == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+    path.write_bytes(b"other")
+    assert pretrained.file_hash(path) != first
+
+
+def test_backbone_runs_without_torchvision(trio: Path) -> None:
+    from diffusers.models.transformers import transformer_cosmos
+
+    assert hasattr(transformer_cosmos, "transforms")
+    resize = transformer_cosmos.transforms.functional.resize
+    mode = transformer_cosmos.transforms.InterpolationMode.NEAREST
+    mask = torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])
+    expected = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]])
+    assert torch.equal(resize(mask, [4, 4], interpolation=mode)[0, 0], expected)
+    assert CosmosPredict(str(trio), Lora(rank=1)).num_blocks == 4
