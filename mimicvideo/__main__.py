@@ -66,9 +66,12 @@ def run(verb: str, argv: list[str]) -> None:
 
         sweep(argv[1:])
     elif verb in ("fit", "validate", "test", "predict"):
+        from mimicvideo.compose import compose_argv
+
+        argv = compose_argv(argv)  # what Hydra refuses is refused before torch is imported
         from mimicvideo.cli import MimicVideoCLI
 
-        MimicVideoCLI()
+        MimicVideoCLI(args=argv)
     else:
         from mimicvideo.functions import run_function
 

@@ -30,8 +30,7 @@ def choice(file: str, verb: str) -> list[str] | None:
     Raises:
         ConfigError: If the file is another verb's.
     """
-    path = Path(file).resolve()
-    if CONF not in path.parents:
+    if _is_content(file) or CONF not in (path := Path(file).resolve()).parents:
         return None
     group = path.parent.relative_to(CONF).as_posix()
     if group != ".":
@@ -141,7 +140,7 @@ def short_errors(verb: str) -> Iterator[None]:
 
 def check_overlay(file: str) -> None:
     """Raises ConfigError if a `--config` outside conf/ does not exist, is not YAML, or is of a kind that only conf/ may hold."""
-    if "\n" in file or file.startswith("{"):  # the configuration itself in place of a file's name
+    if _is_content(file):
         return
     path = Path(file)
     if not path.is_file():
@@ -154,6 +153,11 @@ def check_overlay(file: str) -> None:
     if isinstance(config, dict) and "defaults" in config:
         raise ConfigError(f"{file}: `defaults` is Hydra's and only works in files under {CONF}")
     check_class_blocks(config)
+
+
+def _is_content(file: str) -> bool:
+    """Whether it is the configuration itself in place of a file's name: what `compose_argv` makes, which it may get again."""
+    return "\n" in file or file.startswith("{")
 
 
 def check_class_blocks(config: Any, key: str = "") -> None:

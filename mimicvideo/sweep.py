@@ -27,6 +27,21 @@ from mimicvideo.messages import ConfigError, nearest
 SWEEPABLE = ("fit", "validate", "test", "rollout")  # verbs that end with numbers
 CHECK_AT_MOST = 64  # jobs of a grid; of a larger one every value is checked once
 
+HELP = """usage: mimicvideo sweep VERB [group=choice[,choice]] [key=value[,value]] ...
+
+Runs fit, validate, test or rollout once for every combination of the values, each in a process of its own.
+Keys are written in full, as in the yaml files: model.init_args.block, not model.block.
+
+  experiment=quickstart_action model.init_args.block=1,3,5    a grid; range(0,4) and glob(*) work too
+  sweep=blocks                                                what a file of conf/sweep/ tries
+  sweep=tpe                                                   Optuna chooses the values and gets the objective back
+  objective=val/action_mse                                    the metric that counts, of <run>/metrics.json
+  run_dir=runs/blocks                                         where the runs go, each in a folder of its own
+  hydra/launcher=joblib hydra.launcher.n_jobs=2               several at a time; or submitit_local, submitit_slurm, slurm
+
+All keys and values of all jobs are checked before the first starts.
+"""
+
 
 def sweep(argv: list[str]) -> None:
     """Sweeps a verb: `sweep(["fit", "experiment=quickstart_action", "model.init_args.block=1,3"])`.
@@ -37,7 +52,10 @@ def sweep(argv: list[str]) -> None:
         ConfigError: If the verb, a group, a choice or a key does not exist.
         SystemExit: With status 2 if the classes refuse a key or a value of any job. Nothing has run then.
     """
-    verb, *given = argv or [""]
+    if not argv or {"-h", "--help"} & set(argv):
+        print(HELP, end="")
+        return
+    verb, *given = argv
     if verb not in SWEEPABLE:
         raise ConfigError(f"{verb!r} cannot be swept{nearest(verb, SWEEPABLE)}")
     for argument in given:

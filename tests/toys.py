@@ -82,6 +82,7 @@ class ToyPolicy(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = (self.decoder(batch) - self.tau).square().mean()
         self.log("train/loss", loss)
+        self.log("train/tau", self.tau, sync_dist=True)  # the mean over ranks, which should all have the same
         return loss
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:

@@ -116,7 +116,6 @@ class DiTDecoder(ActionDecoder):
         adaln_dim: Rank of each modulation.
         time_rank: Rank of the pair-time embedding. It must equal the width, since the head and the blocks consume it as it is.
         proprio_mask_probability: In training, how often a sample's proprio tokens are all replaced by a learned one.
-        compile: `torch.compile` the network: slow at first, then faster on a GPU.
 
     Raises:
         ValueError: If the heads do not divide the width, the width is odd, the rank differs from the width, or a size is < 1.
@@ -132,7 +131,6 @@ class DiTDecoder(ActionDecoder):
         adaln_dim: int = 128,
         time_rank: int | None = None,
         proprio_mask_probability: float = 0.2,
-        compile: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"width": width, "depth": depth, "heads": heads, "adaln_dim": adaln_dim}.items():
@@ -154,8 +152,6 @@ class DiTDecoder(ActionDecoder):
         self.context_norm = nn.LayerNorm(shape.context_dim, eps=EPSILON)
         self.blocks = nn.ModuleList(Block(width, shape.context_dim, heads, mlp_ratio, adaln_dim) for _ in range(depth))
         self.head = Head(width, shape.action_dim, adaln_dim)
-        if compile:
-            self.compile()
 
     def prepare_context(self, hidden_states: Float[Tensor, "batch tokens context_dim"]) -> PreparedContext:
         """One LayerNorm for all blocks, then each block's keys and values."""

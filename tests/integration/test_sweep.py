@@ -52,6 +52,14 @@ def test_an_optimising_sweeper_gets_the_objectives(tmp_path: Path) -> None:
     assert best["best_params"]["++model.init_args.tau"] == taus[losses.index(min(losses))]
 
 
+def test_the_ranks_of_a_job_are_alike_even_if_the_sweeper_draws_at_random(tmp_path: Path) -> None:
+    # Within Hydra's own process each rank would ask an unseeded sweeper for a trial of its own.
+    random = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "model.init_args.tau=interval(0.1,0.9)"]
+    sweep(tmp_path, *random, "trainer.strategy=ddp", "trainer.devices=2")
+    tau = yaml.safe_load((tmp_path / "0" / "fit.yaml").read_text())["model"]["init_args"]["tau"]
+    assert json.loads((tmp_path / "0" / "metrics.json").read_text())["train/tau"] == pytest.approx(tau, abs=1e-6)
+
+
 def test_a_job_can_be_typed_again(tmp_path: Path) -> None:
     sweep(tmp_path, "model.init_args.tau=0.7")
     for again in ("composed", "fit"):

@@ -56,6 +56,11 @@ def test_files_outside_conf_and_flags_follow_in_their_order(tmp_path: Path) -> N
     assert compose_argv(["fit", "-c", str(overlay), "--run_dir=x"]) == ["fit", f"--config={overlay}", "--run_dir=x"]
 
 
+def test_what_is_composed_stays_as_it_is() -> None:
+    once = compose_argv(["fit", "--config", EXPERIMENT, "--model.block=1"])
+    assert compose_argv(once) == once
+
+
 def test_the_content_of_a_file_takes_the_place_of_its_name_for_a_nested_key(tmp_path: Path) -> None:
     block = tmp_path / "decoder.yaml"
     block.write_text("class_path: a.B\ninit_args: {width: 3}\n")

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "functions": ["compose", "messages"],
     "sweep": ["compose", "messages"],
     "check": ["cli", "functions", "messages"],
-    "__main__": ["cli", "functions", "sweep", "messages"],
+    "__main__": ["cli", "compose", "functions", "sweep", "messages"],
 }
 # Packages and the only places where they may be imported.
 ONLY_IN = {
