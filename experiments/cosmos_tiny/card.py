@@ -17,7 +17,7 @@ from mimicvideo.video.backbone import VideoCondition
 from mimicvideo.video.cosmos_predict import CosmosPredict
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 WINDOW = Window(observed=1, future=8, frame_interval=3)
 
