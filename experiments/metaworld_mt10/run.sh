@@ -20,7 +20,7 @@ variant() { # variant NAME flags...
 
 mkdir -p "$out"
 note "demonstrations"
-mimicvideo demos --root "$data" --tasks MT10 --episodes_per_task 50 --cameras '[workspace]' --stride 2 --seed 10 --action_noise 0.3 \
+mimicvideo demos --root "$data" --tasks MT10 --episodes_per_task 50 --cameras '[workspace,front]' --stride 2 --seed 10 --action_noise 0.3 \
     --noise_probability 0.6 --start_noise_steps 25 --tail_steps 20 --overwrite true
 note "stage 1"
 mimicvideo fit --config conf/experiment/metaworld_mt10_video.yaml > "$out/video.log" 2>&1 &

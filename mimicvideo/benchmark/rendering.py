@@ -63,6 +63,8 @@ VIEWS: dict[str, CameraView] = {
     **{name: CameraView(name, camera=name, flip=name.startswith("corner")) for name in MODEL_CAMERAS},
     "corner2": CameraView("corner2", camera="corner2", position=(0.75, 0.075, 0.7), flip=True),
     "workspace": CameraView("workspace", lookat=(-0.04, 0.68, 0.11), distance=1.3, azimuth=130.0, elevation=-30.0, fovy=40.0),
+    # Faces the robot; two views fix the place of what floats above the table, which one cannot.
+    "front": CameraView("front", lookat=(0.0, 0.68, 0.12), distance=1.2, azimuth=-90.0, elevation=-35.0, fovy=40.0),
 }
 
 

@@ -24,11 +24,12 @@ _LOG_VARIANCE_RANGE = (-30.0, 20.0)  # diffusers' own
 
 
 class AutoencoderTraining(LightningModule):
-    """loss = |x - y| + mse_weight (x - y)^2 + edge_weight |dx - dy| + kl_weight KL(q(z|x) || N(0, 1)), all means over elements.
+    """loss = w (|x - y| + mse_weight (x - y)^2) + edge_weight |dx - dy| + kl_weight KL(q(z|x) || N(0, 1)), all means over elements.
 
     x are pixels in [-1, 1], y their reconstruction from a posterior sample, and d the differences between neighbours along
-    time, height and width. At the end the per-channel mean and deviation of the latents are measured on training clips and
-    written, with the weights, to `<run_dir>/vae`.
+    time, height and width. w counts every latent frame alike, and pixels the more the further they are from what the batch
+    mostly shows at their place: `latent_frame_weights` and `foreground_weights`. At the end the per-channel mean and deviation
+    of the latents are measured on training clips and written, with the weights, to `<run_dir>/vae`.
 
     Args:
         base_dim: Channels at full resolution (96 in Wan 2.1).
@@ -39,6 +40,8 @@ class AutoencoderTraining(LightningModule):
         mse_weight: See the formula.
         edge_weight: See the formula.
         kl_weight: See the formula.
+        foreground: How much more a pixel counts per unit of its distance from the background; for fixed cameras. 0 is off.
+        compile: `torch.compile` encoder and decoder: slow at first, then faster on a GPU.
         statistics_batches: Training batches over which the latents are measured.
         optimizer: Makes the optimizer.
         scheduler: Makes the learning-rate schedule, stepped after every optimizer step.
@@ -58,6 +61,8 @@ class AutoencoderTraining(LightningModule):
         mse_weight: float = 1.0,
         edge_weight: float = 0.5,
         kl_weight: float = 1e-4,
+        foreground: float = 0.0,
+        compile: bool = False,
         statistics_batches: int = 64,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
@@ -66,13 +71,15 @@ class AutoencoderTraining(LightningModule):
         super().__init__()
         if _given_hyperparameters.get() is not None:  # built from a configuration: literals. Built by hand, they would be factories.
             self.save_hyperparameters()
-        for name, weight in {"mse_weight": mse_weight, "edge_weight": edge_weight, "kl_weight": kl_weight}.items():
+        for name, weight in {"mse_weight": mse_weight, "edge_weight": edge_weight, "kl_weight": kl_weight, "foreground": foreground}.items():
             if weight < 0:
                 raise ValueError(f"{name} must not be negative, got {weight}")
         if statistics_batches < 1:
             raise ValueError(f"statistics_batches must be at least 1, got {statistics_batches}")
         self.vae = new_vae(base_dim, dim_mult, res_blocks, z_dim, decoder_base_dim)
-        self.mse_weight, self.edge_weight, self.kl_weight = mse_weight, edge_weight, kl_weight
+        self.mse_weight, self.edge_weight, self.kl_weight, self.foreground = mse_weight, edge_weight, kl_weight, foreground
+        self._encode: Any = torch.compile(wan.encode_moments) if compile else wan.encode_moments
+        self._decode: Any = torch.compile(wan.decode_pixels) if compile else wan.decode_pixels
         self.statistics_batches, self.seed = statistics_batches, seed
         self.optimizer, self.scheduler = optimizer, scheduler
 
@@ -83,14 +90,16 @@ class AutoencoderTraining(LightningModule):
 
     def training_step(self, batch: Clip, batch_idx: int) -> Float[Tensor, ""]:
         pixels = to_pixels(video_of(batch))
-        mean, log_variance = wan.encode_moments(self.vae, pixels).float().chunk(2, dim=1)
+        mean, log_variance = self._encode(self.vae, pixels).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(*_LOG_VARIANCE_RANGE)
         accumulate = self.trainer.accumulate_grad_batches
         generator = self._generator(TRAINING, self.global_step * accumulate + batch_idx % accumulate)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
-        output = wan.decode_pixels(self.vae, mean + (log_variance / 2).exp() * noise).float()
+        output = self._decode(self.vae, mean + (log_variance / 2).exp() * noise).float()
 
-        losses = {"l1": F.l1_loss(output, pixels), "mse": F.mse_loss(output, pixels), "edge": edge_loss(output, pixels)}
+        weights = latent_frame_weights(pixels.shape[2]).to(pixels.device) * foreground_weights(pixels, self.foreground)
+        error = (output - pixels).abs()
+        losses = {"l1": (weights * error).mean(), "mse": (weights * error.square()).mean(), "edge": edge_loss(output, pixels)}
         losses["kl"] = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
         loss = losses["l1"] + self.mse_weight * losses["mse"] + self.edge_weight * losses["edge"] + self.kl_weight * losses["kl"]
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(pixels))
@@ -158,6 +167,28 @@ def to_pixels(video: UInt8[Tensor, "batch frames height width 3"]) -> Float[Tens
     """Bytes to [-1, 1]. Raises ValueError if the VAE cannot take the clip's size."""
     check_clip_size(*video.shape[1:4], patch=1)
     return video.movedim(-1, 1).float() / 127.5 - 1
+
+
+def latent_frame_weights(frames: int) -> Float[Tensor, "frames 1 1"]:
+    """Weights of a clip's 1 + 4n frames, of mean 1, with which the first frame, which has a latent frame of its own, counts as
+    much as four others: it is what a policy observes."""
+    weights = torch.full((frames, 1, 1), 1 / wan.FRAMES_PER_LATENT)
+    weights[0] = 1.0
+    return weights / weights.mean()
+
+
+def foreground_weights(
+    pixels: Float[Tensor, "batch 3 frames height width"], strength: float
+) -> Float[Tensor, "batch 1 frames height width"] | Float[Tensor, ""]:
+    """1 + strength * (largest distance over the colours from the background), in which a small marker is not lost among the rest.
+
+    The background is the median over the batch's clips and frames at each place, so that it is right for cameras that stand
+    still, and for others no more than a blur from which everything is about equally far.
+    """
+    if strength == 0:
+        return torch.ones((), device=pixels.device)
+    background = pixels.movedim(2, 1).flatten(0, 1).median(dim=0).values
+    return 1 + strength * (pixels - background[:, None]).abs().amax(dim=1, keepdim=True)
 
 
 def edge_loss(output: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:

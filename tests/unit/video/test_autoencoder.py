@@ -1,6 +1,8 @@
 """The VAE's training: its loss terms, that it learns, and the statistics it writes."""
 
 import functools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from lightning import LightningDataModule
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from mimicvideo.video.autoencoder import AutoencoderTraining, edge_loss, psnr, to_pixels
+from mimicvideo.video.autoencoder import AutoencoderTraining, edge_loss, foreground_weights, latent_frame_weights, psnr, to_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -101,9 +103,57 @@ def test_metrics_by_hand() -> None:
     assert edge_loss(output[:, :, :1], target[:, :, :1]).item() == 0
 
 
+def test_every_latent_frame_weighs_the_same() -> None:
+    weights = latent_frame_weights(9).flatten()
+    assert weights.mean().item() == pytest.approx(1)
+    assert weights[0].item() == pytest.approx(weights[1:5].sum().item()) == pytest.approx(weights[5:].sum().item())
+    assert latent_frame_weights(1).item() == 1
+
+
+def test_what_differs_from_the_usual_picture_weighs_more() -> None:
+    background = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = background[None, :, None].repeat(4, 1, 5, 1, 1)
+    pixels[1, :, 3, 2, 5] = torch.tensor([0.5, -0.25, 0.0]) + background[:, 2, 5]
+    weights = foreground_weights(pixels, 6.0)
+    assert weights.shape == (4, 1, 5, 8, 8)
+    assert weights[1, 0, 3, 2, 5].item() == pytest.approx(1 + 6 * 0.5)
+    weights[1, 0, 3, 2, 5] = 1
+    assert (weights == 1).all()
+    assert foreground_weights(pixels, 0.0).item() == 1
+
+
+COMPILED_STEP = """
+import functools
+import torch
+torch.compile = functools.partial(torch.compile, backend="aot_eager")  # all but the slow writing of kernels
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+from mimicvideo.video.autoencoder import AutoencoderTraining
+
+clips = {"video": torch.randint(0, 256, (2, 5, 16, 16, 3), dtype=torch.uint8), "prompt": ["", ""]}
+for compile in (False, True):
+    torch.manual_seed(0)
+    module = AutoencoderTraining(base_dim=4, dim_mult=(1, 1, 1, 1), foreground=4.0, compile=compile)
+    module.on_fit_end = lambda: None
+    off = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)
+    trainer = Trainer(max_steps=2, accelerator="cpu", **off)
+    trainer.fit(module, DataLoader([clips, clips], batch_size=None))
+    print(float(trainer.callback_metrics["train/loss"]))
+"""
+
+
+def test_compiled_training_takes_the_same_steps() -> None:
+    # In a process of its own: the tests' type checks of every call cannot be compiled.
+    output = subprocess.run([sys.executable, "-c", COMPILED_STEP], capture_output=True, text=True, timeout=600, check=True).stdout
+    plain, compiled = (float(line) for line in output.split())
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
 def test_impossible_options_and_clips_are_refused() -> None:
     with pytest.raises(ValueError, match="kl_weight"):
         AutoencoderTraining(kl_weight=-1)
+    with pytest.raises(ValueError, match="foreground"):
+        AutoencoderTraining(foreground=-0.1)
     with pytest.raises(ValueError, match="statistics_batches"):
         AutoencoderTraining(statistics_batches=0)
     with pytest.raises(ValueError, match="nearest are 5 and 9"):
