@@ -10,7 +10,7 @@ out=runs/cosmos_tiny
 mimicvideo() { python3 -m mimicvideo "$@"; }
 
 videos() { # Noise on the experts' motion and random starts show the robot more than the experts' own paths.
-    mimicvideo demos --root "$out/videos" --tasks not-MT10 --episodes_per_task 20 --cameras '[workspace,front]' --stride 2 --seed 40 \
+    mimicvideo demos --root "$out/videos" --tasks not-MT10 --episodes_per_task 12 --cameras '[workspace,front]' --stride 2 --seed 40 \
         --action_noise 0.3 --noise_smoothness 0.7 --noise_probability 0.7 --start_noise_steps 20 --tail_steps 20 --overwrite true
 }
 vae() {

@@ -13,7 +13,7 @@ variant() { # variant NAME flags...
     local name=$1; shift
     mimicvideo fit --config conf/experiment/metaworld_mt10_action.yaml --run_dir "$out/$name" "$@" > "$out/$name.log" 2>&1
     note "$name trained"
-    mimicvideo rollout --config conf/rollout.yaml --policy "$out/$name/checkpoints/last.ckpt" --episodes 20 --seed 0 --execute 8 \
+    mimicvideo rollout --config conf/rollout.yaml --policy "$out/$name/checkpoints/last.ckpt" --episodes 20 --seed 2 --execute 8 \
         --run_dir "$out/$name/rollout" --envs_per_worker 4 --videos 1 >> "$out/$name.log" 2>&1
     note "$name evaluated"
 }
@@ -33,6 +33,6 @@ note "stage 1 done"
 variant action &
 wait
 note "control"
-mimicvideo rollout --config conf/rollout.yaml --policy "$out/action/checkpoints/last.ckpt" --episodes 20 --seed 0 --execute 8 \
+mimicvideo rollout --config conf/rollout.yaml --policy "$out/action/checkpoints/last.ckpt" --episodes 20 --seed 2 --execute 8 \
     --run_dir "$out/action/zero_context" --envs_per_worker 4 --videos 0 --control zero_context >> "$out/action.log" 2>&1
 note "done"

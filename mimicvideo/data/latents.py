@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import BFloat16, Int
+from jaxtyping import BFloat16, Int, UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -84,10 +84,10 @@ class LatentCache:
             ValueError: If the encoder returns something of another shape, or not finite.
         """
         columns = (TextColumn("encoding windows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        with ThreadPoolExecutor(1) as pool, Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
             task = bar.add_task("", total=sum(self.window.clip_anchors(episode.length) for episode in episodes))
-            for number, episode in enumerate(episodes):
-                latents = self._encode_episode(episode, encode)
+            for number, (episode, frames) in enumerate(self._decoded(episodes, pool)):
+                latents = self._encode_episode(episode, frames, encode)
                 first = next(latents)
                 if number == 0:
                     self._prepare(tuple(first.shape[1:]), episodes)
@@ -102,12 +102,21 @@ class LatentCache:
             latents = self._maps[episode.index] = np.memmap(self._path(episode), np.int16, "r", shape=shape)
         return torch.from_numpy(np.array(latents[anchor])).view(torch.bfloat16)
 
-    def _encode_episode(self, episode: Episode, encode: Encode) -> Iterator[Tensor]:
+    def _decoded(
+        self, episodes: Sequence[Episode], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[Episode, UInt8[np.ndarray, "rows height width 3"]]]:
+        """Episodes with all their frames; the next one is decoded while the encoder has this one."""
+        pending = None
+        for episode, following in itertools.zip_longest(episodes, episodes[1:]):
+            frames = pending.result() if pending else self.source.frames(episode, np.arange(episode.length))
+            pending = pool.submit(self.source.frames, following, np.arange(following.length)) if following else None
+            yield episode, frames
+
+    def _encode_episode(self, episode: Episode, frames: UInt8[np.ndarray, "rows height width 3"], encode: Encode) -> Iterator[Tensor]:
         """Latents of all anchors in order, batch by batch; neighbours that show the same frames are encoded once."""
         rows = np.stack([self.window.frame_rows(anchor, episode.length) for anchor in range(self.window.clip_anchors(episode.length))])
         starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
         repeats = np.diff(np.append(starts, len(rows)))
-        frames = self.source.frames(episode, np.arange(episode.length))
         size = max(1, min(MAX_BATCH, BATCH_BYTES // (self.window.frames * self.source.frame_bytes)))
         for first in range(0, len(starts), size):
             chosen = starts[first : first + size]
