@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,12 @@ LINKS: dict[str, tuple[str, Callable[[Any], Any] | None]] = {
 
 
 class TrainingParser(ShortErrors, LightningArgumentParser):
-    """Lightning's parser with short errors."""
+    """Lightning's parser with short errors, for which `null` is no text at any depth."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        # jsonargparse hands `--model.backbone.adapter=null` down from class to class as what it read: None, written as text.
+        given = None if args is None else [arg.removesuffix("None") + "null" if arg.endswith("=None") else arg for arg in args]
+        return super().parse_args(given, *rest, **kwargs)
 
 
 class SaveRun(SaveConfigCallback):

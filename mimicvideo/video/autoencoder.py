@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mimicvideo.types import Clip
 from mimicvideo.video import wan
+from mimicvideo.video.augment import paste_shapes, shuffle_colours
 from mimicvideo.video.cosmos_predict import check_clip_size
 from mimicvideo.video.new_trio import new_vae
 
@@ -41,6 +42,8 @@ class AutoencoderTraining(LightningModule):
         edge_weight: See the formula.
         kl_weight: See the formula.
         foreground: How much more a pixel counts per unit of its distance from the background; for fixed cameras. 0 is off.
+        colour_shuffle: Probability with which a training clip gets its colours shuffled, so that none is foreign to the VAE.
+        shapes: Small coloured shapes that are pasted over each training clip, at most; see `augment.py`.
         compile: `torch.compile` encoder and decoder: slow at first, then faster on a GPU.
         statistics_batches: Training batches over which the latents are measured.
         optimizer: Makes the optimizer.
@@ -48,7 +51,7 @@ class AutoencoderTraining(LightningModule):
         seed: Of the posterior samples.
 
     Raises:
-        ValueError: If a weight is negative or `statistics_batches` below 1.
+        ValueError: If a weight is negative, `colour_shuffle` no probability or `statistics_batches` below 1.
     """
 
     def __init__(
@@ -62,6 +65,8 @@ class AutoencoderTraining(LightningModule):
         edge_weight: float = 0.5,
         kl_weight: float = 1e-4,
         foreground: float = 0.0,
+        colour_shuffle: float = 0.0,
+        shapes: int = 0,
         compile: bool = False,
         statistics_batches: int = 64,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -74,10 +79,15 @@ class AutoencoderTraining(LightningModule):
         for name, weight in {"mse_weight": mse_weight, "edge_weight": edge_weight, "kl_weight": kl_weight, "foreground": foreground}.items():
             if weight < 0:
                 raise ValueError(f"{name} must not be negative, got {weight}")
+        if not 0 <= colour_shuffle <= 1:
+            raise ValueError(f"colour_shuffle is a probability in [0, 1], got {colour_shuffle}")
+        if shapes < 0:
+            raise ValueError(f"shapes must not be negative, got {shapes}")
         if statistics_batches < 1:
             raise ValueError(f"statistics_batches must be at least 1, got {statistics_batches}")
         self.vae = new_vae(base_dim, dim_mult, res_blocks, z_dim, decoder_base_dim)
         self.mse_weight, self.edge_weight, self.kl_weight, self.foreground = mse_weight, edge_weight, kl_weight, foreground
+        self.colour_shuffle, self.shapes = colour_shuffle, shapes
         self._encode: Any = torch.compile(wan.encode_moments) if compile else wan.encode_moments
         self._decode: Any = torch.compile(wan.decode_pixels) if compile else wan.decode_pixels
         self.statistics_batches, self.seed = statistics_batches, seed
@@ -89,15 +99,17 @@ class AutoencoderTraining(LightningModule):
         return wan.decode_pixels(self.vae, mean).float().clamp(-1, 1)
 
     def training_step(self, batch: Clip, batch_idx: int) -> Float[Tensor, ""]:
-        pixels = to_pixels(video_of(batch))
-        mean, log_variance = self._encode(self.vae, pixels).float().chunk(2, dim=1)
-        log_variance = log_variance.clamp(*_LOG_VARIANCE_RANGE)
         accumulate = self.trainer.accumulate_grad_batches
         generator = self._generator(TRAINING, self.global_step * accumulate + batch_idx % accumulate)
+        pixels = paste_shapes(to_pixels(video_of(batch)), self.shapes, generator)
+        # A pixel's distance from the background stays the same in other colours; the background itself would not.
+        weights = latent_frame_weights(pixels.shape[2]).to(pixels.device) * foreground_weights(pixels, self.foreground)
+        pixels = shuffle_colours(pixels, self.colour_shuffle, generator)
+        mean, log_variance = self._encode(self.vae, pixels).float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(*_LOG_VARIANCE_RANGE)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         output = self._decode(self.vae, mean + (log_variance / 2).exp() * noise).float()
 
-        weights = latent_frame_weights(pixels.shape[2]).to(pixels.device) * foreground_weights(pixels, self.foreground)
         error = (output - pixels).abs()
         losses = {"l1": (weights * error).mean(), "mse": (weights * error.square()).mean(), "edge": edge_loss(output, pixels)}
         losses["kl"] = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
@@ -128,8 +140,8 @@ class AutoencoderTraining(LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
 
-    def on_fit_end(self) -> None:
-        """Measures the latents and writes the VAE."""
+    def on_train_end(self) -> None:
+        """Measures the latents, while the model is still on its device, and writes the VAE."""
         if self.trainer.is_global_zero:
             data = getattr(self.trainer, "datamodule", None)
             batches: Any = data.train_dataloader() if data is not None else self.trainer.train_dataloader

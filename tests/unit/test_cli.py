@@ -98,6 +98,16 @@ def test_a_policy_on_data_without_actions_is_refused(toy: str, capsys: pytest.Ca
     assert message == ("tests.toys.ToyPolicy takes action_dim, horizon from its data, but tests.toys.ToyClips has none: choose --data")
 
 
+@pytest.mark.parametrize("flag", ["--model.backbone.adapter", "--model.init_args.backbone.init_args.adapter"])
+@pytest.mark.parametrize("value", ["null", "None"])
+def test_null_on_the_command_line_is_none_at_any_depth(flag: str, value: str) -> None:
+    experiment = str(CONF / "experiment" / "quickstart_action.yaml")
+    with_text = checked("--config", experiment, f"{flag}=elsewhere")
+    assert with_text.model.init_args.backbone.init_args.adapter == "elsewhere"
+    for given in ([f"{flag}={value}"], [flag, value]):
+        assert checked("--config", experiment, *given).model.init_args.backbone.init_args.adapter is None
+
+
 def test_flags_are_short_or_in_full_and_win(toy: str, tmp_path: Path) -> None:
     overlay = tmp_path / "over.yaml"
     overlay.write_text("model: {init_args: {tau: 0.2, num_steps: 3}}\n")

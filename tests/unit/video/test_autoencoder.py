@@ -134,7 +134,7 @@ clips = {"video": torch.randint(0, 256, (2, 5, 16, 16, 3), dtype=torch.uint8), "
 for compile in (False, True):
     torch.manual_seed(0)
     module = AutoencoderTraining(base_dim=4, dim_mult=(1, 1, 1, 1), foreground=4.0, compile=compile)
-    module.on_fit_end = lambda: None
+    module.on_train_end = lambda: None
     off = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)
     trainer = Trainer(max_steps=2, accelerator="cpu", **off)
     trainer.fit(module, DataLoader([clips, clips], batch_size=None))
@@ -154,6 +154,10 @@ def test_impossible_options_and_clips_are_refused() -> None:
         AutoencoderTraining(kl_weight=-1)
     with pytest.raises(ValueError, match="foreground"):
         AutoencoderTraining(foreground=-0.1)
+    with pytest.raises(ValueError, match="colour_shuffle"):
+        AutoencoderTraining(colour_shuffle=1.5)
+    with pytest.raises(ValueError, match="shapes"):
+        AutoencoderTraining(shapes=-1)
     with pytest.raises(ValueError, match="statistics_batches"):
         AutoencoderTraining(statistics_batches=0)
     with pytest.raises(ValueError, match="nearest are 5 and 9"):
