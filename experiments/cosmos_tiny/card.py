@@ -20,6 +20,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 WINDOW = Window(observed=1, future=8, frame_interval=3)
+VIEWS = ["workspace", "front"]
 
 
 def card(results: str, out: str, videos: dict[str, str], clips: int = 24, samples: int = 4) -> None:
@@ -38,7 +39,7 @@ def card(results: str, out: str, videos: dict[str, str], clips: int = 24, sample
     model = CosmosPredict("cosmos-tiny", Frozen(), prompt_tokens=32).eval()
     measured = {}
     for name, root in videos.items():
-        frames, prompts = take(LeRobotEpisodes(root), clips)
+        frames, prompts = take(LeRobotEpisodes(root, VIEWS), clips)
         latents = model.encode_video(frames)
         rebuilt = model.decode_video(latents)
         error = (rebuilt.float() - frames.float()).square().flatten(1).mean(1)

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # MT10 with one policy, starting from cosmos-tiny, on one GPU: demonstrations, both stages, evaluation; and the same decoder and
 # budget on (a) a random frozen backbone and (b) cosmos-tiny without stage 1, beside (c) with stage 1. The three decoders train at
-# the same time, since each alone leaves most of the GPU idle. About 15 minutes on one H200 with 16 CPU cores.
+# the same time, since each alone leaves a good part of the GPU idle. About 15 minutes on one H200 with 16 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=runs/metaworld_mt10 data=datasets/metaworld_mt10
 mimicvideo() { python3 -m mimicvideo "$@"; }
 note() { printf '%s %s\n' "$(date +%T)" "$*"; }
+rollouts="--config conf/rollout.yaml --episodes 20 --seed 2 --execute 8 --envs_per_worker 4"
 
 # Stage 2 of one variant, then its rollouts: 20 new episodes of each task.
 variant() { # variant NAME flags...
     local name=$1; shift
     mimicvideo fit --config conf/experiment/metaworld_mt10_action.yaml --run_dir "$out/$name" "$@" > "$out/$name.log" 2>&1
     note "$name trained"
-    mimicvideo rollout --config conf/rollout.yaml --policy "$out/$name/checkpoints/last.ckpt" --episodes 20 --seed 2 --execute 8 \
-        --run_dir "$out/$name/rollout" --envs_per_worker 4 --videos 1 >> "$out/$name.log" 2>&1
+    mimicvideo rollout $rollouts --policy "$out/$name/checkpoints/last.ckpt" --run_dir "$out/$name/rollout" --videos 1 >> "$out/$name.log" 2>&1
     note "$name evaluated"
 }
 
@@ -33,6 +33,6 @@ note "stage 1 done"
 variant action &
 wait
 note "control"
-mimicvideo rollout --config conf/rollout.yaml --policy "$out/action/checkpoints/last.ckpt" --episodes 20 --seed 2 --execute 8 \
-    --run_dir "$out/action/zero_context" --envs_per_worker 4 --videos 0 --control zero_context >> "$out/action.log" 2>&1
+mimicvideo rollout $rollouts --policy "$out/action/checkpoints/last.ckpt" --run_dir "$out/action/zero_context" --videos 0 \
+    --control zero_context >> "$out/action.log" 2>&1
 note "done"
