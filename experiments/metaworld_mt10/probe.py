@@ -50,9 +50,7 @@ def probe(out: str, adapter: str | None = None, block: int = 5, workers: int = 2
             few_x, more_x, test_x = (part[name] for part in features)
             few_y, more_y, test_y = (torch.from_numpy(places) for _, places in (few, more, test))
             results["cm"][f"{task} {name}, 50 goals"] = distances(few_x, few_y, test_x, test_y)
-            results["cm"][f"{task} {name}, 250 goals"] = distances(
-                torch.cat([few_x, more_x]), torch.cat([few_y, more_y]), test_x, test_y
-            )
+            results["cm"][f"{task} {name}, 250 goals"] = distances(torch.cat([few_x, more_x]), torch.cat([few_y, more_y]), test_x, test_y)
             print(task, name, results["cm"][f"{task} {name}, 50 goals"], results["cm"][f"{task} {name}, 250 goals"], flush=True)
     Path(out).write_text(json.dumps(results, indent=2) + "\n")
 
