@@ -67,7 +67,10 @@ class Uniform(NoiseLevels):
 
 
 class PowerTowardNoise(NoiseLevels):
-    """Density proportional to (tau - low)^power on [low, 1]: the paper's text for the action flow has power 1/2, low 0.001."""
+    """Density proportional to (tau - low)^power on [low, 1]. Of the action flow the paper's text says power 1/2 and low 0.001.
+
+    Power 0 is `Uniform(low)`, number by number.
+    """
 
     def __init__(self, power: float = 0.5, low: float = 0.001) -> None:
         if power <= -1:

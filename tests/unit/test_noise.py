@@ -41,6 +41,7 @@ def test_action_distributions() -> None:
     assert uniform.mean().item() == pytest.approx(0.5005, abs=0.002)
     power = draw(noise.PowerTowardNoise())  # density ~ sqrt: mean of u^(2/3) is 3/5
     assert power.mean().item() == pytest.approx(0.001 + 0.999 * 0.6, abs=0.002)
+    assert torch.equal(draw(noise.PowerTowardNoise(power=0.0)), uniform)
     assert (draw(noise.Fixed(0.3), 4) == torch.tensor(0.3)).all()
 
 
