@@ -15,6 +15,7 @@ VERBS = {
     "predict": "predictions for a data set",
     "rollout": "runs a policy in a benchmark: success rates, latency, videos",
     "report": "one self-contained HTML page of a study: success table, curves, videos",
+    "check": "checks a configuration of fit and counts its parameters, without a GPU or weights",
     "sweep": "runs a verb once for each combination of values, or lets an optimiser choose them",
 }
 
@@ -29,6 +30,7 @@ examples:
   mimicvideo demos --config conf/demos.yaml --root datasets/mt10
   mimicvideo fit --config conf/experiment/quickstart_video.yaml --trainer.max_steps=500 --run_dir=runs/video
   mimicvideo fit --config conf/experiment/quickstart_action.yaml --model.block=5 --run_dir=runs/action
+  mimicvideo check --config conf/experiment/libero_goal_action.yaml
   mimicvideo rollout --config conf/rollout.yaml --policy runs/action/checkpoints/last.ckpt
   mimicvideo sweep fit experiment=quickstart_action model.init_args.block=1,3,5 hydra/launcher=joblib
 """
@@ -65,6 +67,13 @@ def run(verb: str, argv: list[str]) -> None:
         from mimicvideo.sweep import sweep
 
         sweep(argv[1:])
+    elif verb == "check":
+        from mimicvideo.compose import compose_argv
+
+        argv = compose_argv(["fit", *argv[1:]])
+        from mimicvideo.check import print_sizes
+
+        print_sizes(argv[1:])
     elif verb in ("fit", "validate", "test", "predict"):
         from mimicvideo.compose import compose_argv
 

@@ -1,7 +1,8 @@
-"""Checks many configurations of one verb in one process, before a sweep starts; builds nothing."""
+"""Checks configurations and builds nothing: many of one verb before a sweep starts, or one experiment, whose sizes it then counts."""
 
 import json
 import sys
+from typing import Any
 
 from mimicvideo.messages import ConfigError
 
@@ -36,6 +37,52 @@ def _parse(verb: str, text: str) -> None:
         from mimicvideo.functions import function_parser
 
         function_parser(verb).parse_args([f"--config={text}"])
+
+
+def experiment_sizes(argv: list[str]) -> dict[str, int]:
+    """Checks a configuration of `fit` and counts its parameters on the meta device, which needs neither weights nor a GPU.
+
+    Args:
+        argv: Flags of `fit`.
+
+    Returns:
+        `backbone`, the pretrained transformer's parameters, and those that train by where they are: `LoRA`, `AdaLN`,
+        `transformer`, `text encoder`, `decoder`. A model that is not built of these parts has none of them.
+
+    Raises:
+        ConfigError: If the configuration is refused, or reads a block that the video model does not have.
+    """
+    import torch
+    from lightning.pytorch.cli import instantiate_class
+
+    from mimicvideo.action.decoder import DecoderShape
+    from mimicvideo.cli import CheckingCLI
+    from mimicvideo.video.sizes import backbone_size
+
+    model: dict[str, Any] = CheckingCLI(args=["fit", *argv]).config["fit"].as_dict()["model"]["init_args"]
+    backbone = (model.get("backbone") or {}).get("init_args", {})
+    if "pretrained" not in backbone or "adaptation" not in backbone:
+        return {}
+    size = backbone_size(backbone["pretrained"], instantiate_class((), backbone["adaptation"]))
+    sizes = {"backbone": size.parameters, **size.trained}
+    if "decoder" in model:
+        if not 0 <= model["block"] < size.blocks:
+            raise ConfigError(f"model.init_args.block: this video model has blocks 0 ... {size.blocks - 1} (0-based), got {model['block']}")
+        shape = DecoderShape(size.width, model["action_dim"], model["proprio_dim"], model["horizon"])
+        with torch.device("meta"):
+            decoder = instantiate_class((shape,), model["decoder"])
+        sizes["decoder"] = sum(parameter.numel() for parameter in decoder.parameters())
+    return sizes
+
+
+def print_sizes(argv: list[str]) -> None:
+    """`mimicvideo check`: the result of `experiment_sizes` as a table."""
+    sizes = experiment_sizes(argv)
+    print("the configuration is accepted" + ("; parameters:" if sizes else ""))
+    for name, count in sizes.items():
+        print(f"{name:12} {count:>14,}  {'pretrained' if name == 'backbone' else 'trained'}")
+    if len(sizes) > 2:
+        print(f"{'':12} {sum(sizes.values()) - sizes['backbone']:>14,}  trained in all")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Source of the convention: paper Eq. 1-3. It equals NVIDIA's EDM form of Predict2
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -59,8 +60,8 @@ def integrate(
         velocity: Called with x and a scalar tensor tau.
         start: x at `taus[0]`.
         taus: Noise levels in the order in which they are passed, say linspace(1, 0, 11).
-        solver: `euler`, `heun` (two calls a step), or `ab2`, the two-step Adams-Bashforth rule with uneven steps and an
-            Euler start (one call a step).
+        solver: `euler`, `heun` (two calls a step), or `ab2`, the official two-step Adams-Bashforth rule in log sigma with an
+            Euler start (one call a step); see `ab2_correction`.
 
     Raises:
         ValueError: If the grid has fewer than two entries or the solver is unknown.
@@ -69,17 +70,31 @@ def integrate(
         raise ValueError(f"taus must be a 1-D grid of at least two noise levels, got shape {tuple(taus.shape)}")
     if solver not in ("euler", "heun", "ab2"):
         raise ValueError(f"unknown solver {solver!r}: choose euler, heun or ab2")
-    x, previous, previous_step = start, None, None
+    x, previous = start, None
     for tau, next_tau in zip(taus[:-1], taus[1:], strict=True):
         step = next_tau - tau
         slope = velocity(x, tau)
         if solver == "heun":
             slope = (slope + velocity(x + step * slope, next_tau)) / 2
-        elif solver == "ab2":
-            current = slope
-            if previous is not None and previous_step is not None:
-                ratio = step / (2 * previous_step)
-                slope = (1 + ratio) * current - ratio * previous
-            previous, previous_step = current, step
+        clean = x - tau * slope
         x = x + step * slope
+        if solver == "ab2":
+            if previous is not None:
+                previous_tau, previous_clean = previous
+                x = x + ab2_correction(previous_tau, tau, next_tau) * (clean - previous_clean)
+            previous = tau, clean
     return x
+
+
+def ab2_correction(previous_tau: Float[Tensor, ""], tau: Float[Tensor, ""], next_tau: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """What the official solver adds to an Euler step, per unit of change of the estimated x_0 since the step before.
+
+    With l = -log sigma and y = x_tau / (1 - tau) = x_0 + sigma eps, dy/dl = x_0 - y. Where x_0 is constant the solution is the
+    Euler step; where it goes on linearly in l, as it did over the last step of length k, a step of length h adds
+    (h - 1 + e^-h) / k of its change to y (`res_x0_rk2_step` of NVIDIA's sampler is the same in other words). Levels 0 and 1, where
+    log sigma is infinite, get 0: the last step to a clean sample is then the estimate itself, as in the official code.
+    """
+    if any(level in (0, 1) for level in (previous_tau.item(), tau.item(), next_tau.item())):
+        return torch.zeros_like(tau)
+    step, previous_step = tau.logit() - next_tau.logit(), previous_tau.logit() - tau.logit()
+    return (1 - next_tau) * (step + torch.expm1(-step)) / previous_step

@@ -67,7 +67,10 @@ class Uniform(NoiseLevels):
 
 
 class PowerTowardNoise(NoiseLevels):
-    """Density proportional to (tau - low)^power on [low, 1]: the paper's text for the action flow has power 1/2, low 0.001."""
+    """Density proportional to (tau - low)^power on [low, 1]. Of the action flow the paper's text says power 1/2 and low 0.001.
+
+    Power 0 is `Uniform(low)`, number by number.
+    """
 
     def __init__(self, power: float = 0.5, low: float = 0.001) -> None:
         if power <= -1:
@@ -98,17 +101,40 @@ def check_tau(tau: float, name: str = "tau") -> float:
     return float(tau)
 
 
-def karras_taus(steps: int = 35, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0) -> Float[Tensor, " steps_plus_1"]:
-    """The official inference grid as tau, from noise to clean: Karras et al. with rho 7 (`rectified_flow_scheduler.py`).
+def karras_sigmas(steps: int = 35, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0) -> Float[Tensor, " steps_plus_1"]:
+    """The grid of Karras et al., from noise to clean; defaults are Predict2's (`rectified_flow_scheduler.py`), Predict2.5's is 200 to 0.01.
+
+    Entry k is where the official `stop_after_step = k` reads the hidden states, after k passes of the whole network.
 
     Returns:
-        float64 levels sigma_i / (1 + sigma_i), i = 0 ... steps; the first is 80/81 = 0.98765, the paper's "tau = 1".
+        float64 levels sigma_i = (sigma_max^(1/rho) + i / steps (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, i = 0 ... steps.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
     ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    sigma = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+
+
+def karras_taus(steps: int = 35, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0) -> Float[Tensor, " steps_plus_1"]:
+    """`karras_sigmas` as sigma / (1 + sigma), float64; the first is 80/81 = 0.98765, the paper's "tau = 1"."""
+    sigma = karras_sigmas(steps, sigma_max, sigma_min, rho)
     return sigma / (1 + sigma)
+
+
+def shifted_taus(steps: int = 35, shift: float = 5.0, start: float = 0.999) -> Float[Tensor, " steps_plus_1"]:
+    """tau = s u / (1 + (s - 1) u) over even u from `start` to 0: the grid of Predict2.5 before its post-training, and of its 14B.
+
+    Returns:
+        float64 levels, the last of them 0.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if shift <= 0:
+        raise ValueError(f"shift must be positive, got {shift}")
+    u = torch.linspace(check_tau(start, "start"), 0, steps + 1, dtype=torch.float64)
+    return shift * u / (1 + (shift - 1) * u)
 
 
 def standard_normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ class VideoCondition:
         device = self.observed.device
         count = torch.full((batch,), z_observed, device=device) if self.num_observed is None else self.num_observed.to(device)
         return (torch.arange(z_frames, device=device)[None] < count[:, None]).float()
+
+    def repeat(self, times: int) -> "VideoCondition":
+        """The whole batch, `times` times over."""
+        count = None if self.num_observed is None else self.num_observed.repeat(times)
+        return VideoCondition(self.prompt.repeat(times, 1, 1), self.observed.repeat(times, 1, 1, 1, 1), count)
 
 
 class VideoBackbone(nn.Module, ABC):
@@ -81,6 +86,18 @@ class VideoBackbone(nn.Module, ABC):
             ValueError: If a block does not exist; the message gives the valid range.
         """
 
+    def hidden_states_by_level(
+        self,
+        noisy: Float[Tensor, "levels batch z_channels z_frames z_height z_width"],
+        taus: Float[Tensor, " levels"],
+        condition: VideoCondition,
+        blocks: Sequence[int],
+    ) -> dict[int, Float[Tensor, "levels batch tokens hidden_dim"]]:
+        """`hidden_states` of the same samples at several noise levels, in one pass over all of them."""
+        levels, batch = noisy.shape[:2]
+        states = self.hidden_states(noisy.flatten(0, 1), taus.repeat_interleave(batch), condition.repeat(levels), blocks)
+        return {block: state.unflatten(0, (levels, batch)) for block, state in states.items()}
+
     def adapter_state(self) -> dict[str, Any]:
         """What tells this backbone from its base weights: nested dictionaries of tensors and plain values. Empty if nothing does."""
         return {}
@@ -104,14 +121,35 @@ class VideoBackbone(nn.Module, ABC):
         taus: Float[Tensor, " steps_plus_1"],
         condition: VideoCondition,
         solver: flow.Solver = "euler",
+        guidance: float = 0.0,
+        negative_prompt: Float[Tensor, "batch prompt_tokens prompt_dim"] | None = None,
     ) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
-        """Integrates the video flow from x at `taus[0]` to `taus[-1]`; observed frames come back clean."""
+        """Integrates the video flow from x at `taus[0]` to `taus[-1]`; observed frames come back clean.
+
+        The sum over steps is kept in float64, as in the official sampler.
+
+        Args:
+            noise: x at `taus[0]`.
+            taus: Noise levels from there on; see `noise.karras_taus`.
+            condition: Prompt and observed latents.
+            solver: See `flow.integrate`.
+            guidance: g of v + g (v - v_negative), the same sum for velocities as NVIDIA's for estimates of x_0. 0, which the paper
+                uses, costs one pass a step, all others two; NVIDIA samples Predict2 with 7.
+            negative_prompt: Embedded prompt of v_negative; zeros, which prompt dropout trains, if it is None.
+        """
         mask = condition.frame_mask(noise.shape[2])[:, None, :, None, None]
         clean = torch.zeros_like(noise)
         clean[:, :, : condition.observed.shape[2]] = condition.observed.to(noise)
+        if negative_prompt is None:
+            negative_prompt = torch.zeros_like(condition.prompt)
+        negative = replace(condition, prompt=negative_prompt)
 
         def velocity(x: Tensor, tau: Tensor) -> Tensor:
-            return (1 - mask) * self.velocity(x, tau.to(x.device).expand(x.shape[0]), condition)
+            x, tau = x.to(noise), tau.to(noise).expand(len(x))
+            predicted = self.velocity(x, tau, condition)
+            if guidance != 0:
+                predicted = predicted + guidance * (predicted - self.velocity(x, tau, negative))
+            return ((1 - mask) * predicted).double()
 
-        x = flow.integrate(velocity, mask * clean + (1 - mask) * noise, taus.to(noise), solver)
-        return mask * clean + (1 - mask) * x
+        x = flow.integrate(velocity, (mask * clean + (1 - mask) * noise).double(), taus.double().to(noise.device), solver)
+        return mask * clean + (1 - mask) * x.to(noise)

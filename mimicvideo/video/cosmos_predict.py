@@ -1,4 +1,4 @@
-"""CosmosPredict: Cosmos-Predict2 (diffusers) as a VideoBackbone; the packaged small model and the 2B one differ by `pretrained`."""
+"""CosmosPredict: Cosmos-Predict2 and 2.5 (diffusers) as a VideoBackbone; models of all sizes differ by `pretrained` alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -26,10 +26,12 @@ _WHOLE_CLIP_VALUES = 2**29
 
 
 class CosmosPredict(VideoBackbone):
-    """The network's velocity is eps - x_0 at tau in [0, 1] (not times 1000), which Predict2 was trained for.
+    """The network's velocity is eps - x_0 at tau in [0, 1] (not times 1000), which both Predict2 and Predict2.5 were trained for.
 
     Clean frames enter with their mask channel at 1 and the time `conditional_sigma / (1 + conditional_sigma)`, the others
     with tau: a frame-wise timestep. No frame rate is passed: the released weights know none (diffusers issue 14768).
+    Predict2.5 differs in its noise (`noise.ShiftedLogitNormal`), its grids (`noise.karras_taus` from 200 to 0.01 after its
+    post-training, else `noise.shifted_taus`) and, before that training and at 14B, `conditional_sigma: null`.
 
     Args:
         pretrained: "cosmos-tiny", a folder with transformer, vae, text_encoder and tokenizer, or a hub id.
@@ -41,7 +43,8 @@ class CosmosPredict(VideoBackbone):
             this class's border and the loss are fp32. "float32" is also right under Lightning's bf16-mixed precision.
         prompt_tokens: Length of the text embeddings.
         prompt_cache: Folder for text embeddings.
-        conditional_sigma: Noise level told to the network on clean frames (official code: 1e-4; nothing is added).
+        conditional_sigma: Noise level told to the network on clean frames (official code: 1e-4; nothing is added). None tells it
+            the level of the other frames, as Predict2.5's rectified-flow training did.
         gradient_checkpointing: Recompute blocks in the backward pass.
         compile: `torch.compile` the transformer's blocks: slow at first, then about three times as fast on a GPU (tiny model).
     """
@@ -56,7 +59,7 @@ class CosmosPredict(VideoBackbone):
         dtype: Literal["float32", "bfloat16"] = "float32",
         prompt_tokens: int = 512,
         prompt_cache: str | None = None,
-        conditional_sigma: float = 1e-4,
+        conditional_sigma: float | None = 1e-4,
         gradient_checkpointing: bool = False,
         compile: bool = False,
     ) -> None:
@@ -67,7 +70,7 @@ class CosmosPredict(VideoBackbone):
             raise ValueError(f"initial must be pretrained or random, got {initial!r}")
         self.folder = weights.resolve(pretrained, revision)
         self.adaptation, self.initial, self.dtype = adaptation, initial, getattr(torch, dtype)
-        self.conditional_tau = conditional_sigma / (1 + conditional_sigma)
+        self.conditional_tau = None if conditional_sigma is None else conditional_sigma / (1 + conditional_sigma)
 
         self.vae = weights.load_module(AutoencoderKLWan, self.folder / "vae", self.dtype).requires_grad_(False)
         wan.speed_up_images(self.vae)
@@ -110,10 +113,10 @@ class CosmosPredict(VideoBackbone):
                 f"{self.folder}: the transformer takes {taken} channels and gives {given}; a video-to-world model for this VAE "
                 f"takes {z_channels} + 1 mask and gives {z_channels}. Is it a text-to-image checkpoint?"
             )
-        if config["text_embed_dim"] != self.prompts.prompt_dim:
+        text_width = config["crossattn_proj_in_channels"] if config["use_crossattn_projection"] else config["text_embed_dim"]
+        if text_width != self.prompts.prompt_dim:
             raise ValueError(
-                f"{self.folder}: the transformer reads text of width {config['text_embed_dim']}, "
-                f"but the text encoder gives {self.prompts.prompt_dim}"
+                f"{self.folder}: the transformer reads text of width {text_width}, but the text encoder gives {self.prompts.prompt_dim}"
             )
 
     # -- identity ------------------------------------------------------------------------------------------------------
@@ -245,10 +248,12 @@ class CosmosPredict(VideoBackbone):
         noisy, observed = noisy.to(device, precise), condition.observed.to(device, precise)
         kept = condition.frame_mask(z_frames).to(device, precise)[:, None, :, None, None]
         clean = torch.nn.functional.pad(observed, (0, 0, 0, 0, 0, z_frames - observed.shape[2]))
-        levels = tau.to(device, precise)[:, None, None, None, None]
+        levels = tau.to(device, precise)[:, None, None, None, None].expand(-1, 1, z_frames, 1, 1)
+        if self.conditional_tau is not None:
+            levels = kept * self.conditional_tau + (1 - kept) * levels
         return {
             "hidden_states": torch.where(kept > 0, clean, noisy),
-            "timestep": kept * self.conditional_tau + (1 - kept) * levels,
+            "timestep": levels,
             "encoder_hidden_states": condition.prompt.to(device, precise),
             "condition_mask": kept.expand(batch, 1, z_frames, z_height, z_width),
             "padding_mask": noisy.new_zeros(1, 1, z_height, z_width),  # batch 1: the model repeats it

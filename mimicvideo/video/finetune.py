@@ -133,18 +133,21 @@ class VideoFinetune(LightningModule):
 
     @torch.no_grad()
     def sample_videos(
-        self, batch: Clip, steps: int = 10, observed: int | None = None
+        self, batch: Clip, steps: int = 10, observed: int | None = None, guidance: float = 0.0, negative_prompt: str | None = None
     ) -> tuple[UInt8[Tensor, "batch frames height width 3"], UInt8[Tensor, "batch frames height width 3"]]:
         """Real clips and the model's continuations of their first `observed` latent frames, with the averaged weights.
 
         Both have passed the VAE, so that they differ by the transformer's doing only. The noise is the same at every call.
+        `guidance` and `negative_prompt` are those of `VideoBackbone.denoise`.
         """
         latents = self.latents(batch)
         observed = observed or min(self.observed)
         noise = torch.randn(latents.shape, generator=self._generator(VALIDATION, 0)).to(latents)
         with self.averaged_weights():
             condition = VideoCondition(self.backbone.encode_prompt(batch["prompt"]), latents[:, :, :observed])
-            generated = self.backbone.denoise(noise, torch.linspace(1, 0, steps + 1), condition)
+            negative = None if negative_prompt is None else self.backbone.encode_prompt([negative_prompt] * len(latents))
+            taus = torch.linspace(1, 0, steps + 1)
+            generated = self.backbone.denoise(noise, taus, condition, guidance=guidance, negative_prompt=negative)
         return self.backbone.decode_video(latents), self.backbone.decode_video(generated)
 
     # ---- Lightning ------------------------------------------------------------------------------------------------------------

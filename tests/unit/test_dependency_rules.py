@@ -33,8 +33,8 @@ MAY_IMPORT = {
     "cli": ["compose", "messages", "callbacks", "provenance"],
     "functions": ["compose", "messages"],
     "sweep": ["compose", "messages"],
-    "check": ["cli", "functions", "messages"],
-    "__main__": ["cli", "compose", "functions", "sweep", "messages"],
+    "check": ["cli", "functions", "messages", "video.sizes", "action.decoder"],
+    "__main__": ["check", "cli", "compose", "functions", "sweep", "messages"],
 }
 # Packages and the only places where they may be imported.
 ONLY_IN = {

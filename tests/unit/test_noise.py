@@ -41,6 +41,7 @@ def test_action_distributions() -> None:
     assert uniform.mean().item() == pytest.approx(0.5005, abs=0.002)
     power = draw(noise.PowerTowardNoise())  # density ~ sqrt: mean of u^(2/3) is 3/5
     assert power.mean().item() == pytest.approx(0.001 + 0.999 * 0.6, abs=0.002)
+    assert torch.equal(draw(noise.PowerTowardNoise(power=0.0)), uniform)
     assert (draw(noise.Fixed(0.3), 4) == torch.tensor(0.3)).all()
 
 
@@ -52,17 +53,40 @@ def test_draws_are_fp32_levels_and_a_function_of_the_generator(levels: noise.Noi
     assert ((one >= 0) & (one <= 1)).all()
 
 
-def test_karras_grid_has_the_official_levels() -> None:
-    """mimic-video's table of the stop step k against sigma and tau."""
-    taus = noise.karras_taus()
-    assert len(taus) == 36
-    table = {0: 0.98765, 1: 0.98558, 5: 0.97222, 10: 0.93197, 15: 0.82260, 20: 0.56267, 22: 0.41710, 23: 0.34353, 30: 0.03399, 35: 0.00200}
-    for step, tau in table.items():
-        assert taus[step].item() == pytest.approx(tau, abs=6e-6), step
-    sigmas = {1: 68.33, 10: 13.70, 17: 2.855, 24: 0.3771}
-    for step, sigma in sigmas.items():
-        assert (taus[step] / (1 - taus[step])).item() == pytest.approx(sigma, rel=5e-3), step
-    assert (taus.diff() < 0).all()
+# The reference's table of the stop step k against sigma and tau, digit by digit.
+STOP_STEPS = """
+ 0 80.0  0.98765 | 12 9.060 0.90060 | 24 0.3771 0.27386
+ 1 68.33 0.98558 | 13 7.299 0.87950 | 25 0.2675 0.21103
+ 2 58.14 0.98309 | 14 5.839 0.85378 | 26 0.1864 0.15708
+ 3 49.29 0.98011 | 15 4.637 0.82260 | 27 0.1273 0.11293
+ 4 41.62 0.97654 | 16 3.654 0.78512 | 28 0.0851 0.07842
+ 5 34.99 0.97222 | 17 2.855 0.74059 | 29 0.0555 0.05257
+ 6 29.29 0.96699 | 18 2.211 0.68855 | 30 0.0352 0.03399
+ 7 24.41 0.96064 | 19 1.695 0.62899 | 31 0.0216 0.02116
+ 8 20.24 0.95292 | 20 1.287 0.56267 | 32 0.0128 0.01264
+ 9 16.70 0.94349 | 21 0.965 0.49120 | 33 0.0073 0.00722
+10 13.70 0.93197 | 22 0.716 0.41710 | 34 0.0039 0.00391
+11 11.17 0.91786 | 23 0.523 0.34353 | 35 0.0020 0.00200
+"""
+
+
+def test_karras_grid_is_the_stop_step_table_to_its_printed_digits() -> None:
+    sigmas, taus = noise.karras_sigmas(), noise.karras_taus()
+    rows = [row.split() for line in STOP_STEPS.strip().splitlines() for row in line.split("|")]
+    assert sorted(int(step) for step, _, _ in rows) == list(range(36)) and len(sigmas) == len(taus) == 36
+    for step, sigma, tau in rows:
+        assert f"{sigmas[int(step)].item():.{len(sigma.split('.')[1])}f}" == sigma, step
+        assert f"{taus[int(step)].item():.5f}" == tau, step
+
+
+def test_predict25_grids() -> None:
+    """After its post-training Karras from 200 to 0.01, before it and at 14B even steps from 0.999 to 0 with shift 5."""
+    karras = noise.karras_taus(sigma_max=200, sigma_min=0.01)
+    assert (karras[0].item(), karras[-1].item()) == pytest.approx((200 / 201, 0.01 / 1.01))
+    shifted = noise.shifted_taus(4, shift=5, start=0.8)  # u = 0.8, 0.6, 0.4, 0.2, 0
+    torch.testing.assert_close(shifted, torch.tensor([4 / 4.2, 3 / 3.4, 2 / 2.6, 1 / 1.8, 0], dtype=torch.float64))
+    assert noise.shifted_taus()[0].item() == pytest.approx(4.995 / 4.996)
+    torch.testing.assert_close(noise.shifted_taus(10, shift=1, start=1), torch.linspace(1, 0, 11, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +101,10 @@ def test_karras_grid_has_the_official_levels() -> None:
         (lambda: noise.Uniform(0.9, 0.1), "low=0.9"),
         (lambda: noise.PowerTowardNoise(power=-1), "power"),
         (lambda: noise.karras_taus(0), "steps"),
+        (lambda: noise.karras_sigmas(sigma_min=80), "sigma_min < sigma_max"),
+        (lambda: noise.shifted_taus(0), "steps"),
+        (lambda: noise.shifted_taus(shift=0), "shift"),
+        (lambda: noise.shifted_taus(start=1.2), "start"),
     ],
 )
 def test_impossible_numbers_are_refused(build, message: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mimicvideo import flow
-from mimicvideo.action.future import PAPER_TAU, DenoisedFuture, NoiseFuture, OracleFuture
+from mimicvideo.action.future import PAPER_TAU, DenoisedFuture, NoiseFuture, OracleFuture, StoppedFuture
 from mimicvideo.noise import karras_taus
 from mimicvideo.video.backbone import VideoCondition
 from tests.fake_backbone import FakeBackbone, demonstrations
@@ -56,6 +56,25 @@ def test_denoised_at_the_top_of_the_grid_is_noise(scene):
 def test_denoised_to_zero_ends_clean():
     assert DenoisedFuture(tau=0.0).taus[-1] == 0
     assert len(DenoisedFuture(tau=0.0, steps=5).taus) == 7
+
+
+@pytest.mark.parametrize("step", [0, 1, 22, 34])
+def test_stopping_after_k_steps_costs_k_passes_and_ends_at_level_k(scene, step):
+    backbone, condition, _, noise = scene
+    future = StoppedFuture(step)
+    got = future.latents(backbone, condition, noise)
+    assert backbone.passes == step
+    assert future.tau == pytest.approx(karras_taus(35)[step].item(), abs=1e-12)
+    expected = PAPER_TAU * noise
+    if step:
+        expected = backbone.denoise(expected, karras_taus(35)[: step + 1], condition, "ab2")
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("step", [-1, 36])
+def test_a_step_beyond_the_grid_is_refused(step):
+    with pytest.raises(ValueError, match=rf"future\.step must lie in \[0, 35\].*{step}"):
+        StoppedFuture(step)
 
 
 def test_oracle_noises_the_truth_as_training_does(scene):

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from diffusers import CosmosTransformer3DModel
 
 from mimicvideo.noise import karras_taus
 from mimicvideo.video.adaptation import Frozen, Full, Lora
 from mimicvideo.video.backbone import VideoCondition
+from mimicvideo.video.pretrained import write_manifest
 
 
 def bytes_video(batch: int = 2, frames: int = 9, height: int = 32, width: int = 48, seed: int = 0) -> torch.Tensor:
@@ -207,6 +209,94 @@ def test_denoising_keeps_observed_frames_clean(frozen, inputs, steps: int) -> No
             velocity = frozen.velocity(sample.noise, taus[:1].float().expand(2), sample.condition)
         expected = sample.noise + (taus[1] - taus[0]).float() * velocity
         torch.testing.assert_close(end[0, :, 1:], expected[0, :, 1:], rtol=1e-5, atol=1e-5)
+
+
+def test_several_levels_and_blocks_of_one_call_are_those_of_separate_calls(frozen, inputs) -> None:
+    sample = inputs(frozen, z_observed=2, num_observed=[1, 2])
+    taus = torch.tensor([0.98765, 0.5, 0.1])
+    noisy = torch.stack([(1 - tau) * sample.clean + tau * sample.noise for tau in taus])
+    calls = []
+    handle = frozen.transformer.register_forward_pre_hook(lambda *_: calls.append(None))
+    with torch.no_grad():
+        together = frozen.hidden_states_by_level(noisy, taus, sample.condition, [2, 0])
+        assert len(calls) == 1
+        for level, tau in enumerate(taus):
+            for block in (0, 2):
+                alone = frozen.hidden_states(noisy[level], tau.expand(2), sample.condition, [block])[block]
+                torch.testing.assert_close(together[block][level], alone, rtol=1e-4, atol=1e-5)
+    handle.remove()
+    assert together[0].shape == (3, 2, 3 * 2 * 3, 32)
+    assert not torch.allclose(together[2][0], together[2][2], atol=1e-2)
+
+
+@pytest.mark.parametrize("guidance", [7.0, -0.5])
+def test_guidance_is_the_official_sum_of_estimates_of_the_clean_sample(frozen, inputs, guidance: float) -> None:
+    """x_0 = c + g (c - u), then an Euler step to the next level, which leads to (1 - t'/t) x_0 + t'/t x."""
+    sample = inputs(frozen)
+    taus, negative = karras_taus(35)[[5, 9]], frozen.encode_prompt(["close the drawer", "close the drawer"])
+    for embedding in (None, negative):
+        end = frozen.denoise(sample.noise, taus, sample.condition, guidance=guidance, negative_prompt=embedding)
+        unconditional = torch.zeros_like(sample.condition.prompt) if embedding is None else embedding
+        tau = taus[0].float()
+        with torch.no_grad():
+            c, u = (
+                sample.noise - tau * frozen.velocity(sample.noise, tau.expand(2), VideoCondition(prompt, sample.condition.observed))
+                for prompt in (sample.condition.prompt, unconditional)
+            )
+        ratio = (taus[1] / taus[0]).float()
+        expected = (1 - ratio) * (c + guidance * (c - u)) + ratio * sample.noise
+        torch.testing.assert_close(end[:, :, 1:], expected[:, :, 1:], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(end, frozen.denoise(sample.noise, taus, sample.condition), atol=1e-4)
+        assert torch.equal(end[:, :, :1], sample.clean[:, :, :1])
+
+
+@pytest.mark.parametrize(("guidance", "passes"), [(0.0, 3), (1.5, 6)])
+def test_guidance_that_is_off_costs_one_pass_a_step(frozen, inputs, guidance: float, passes: int) -> None:
+    sample, calls = inputs(frozen), []
+    handle = frozen.transformer.register_forward_pre_hook(lambda *_: calls.append(None))
+    frozen.denoise(sample.noise, karras_taus(35)[:4], sample.condition, guidance=guidance)
+    handle.remove()
+    assert len(calls) == passes
+
+
+# ---- Predict2.5 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_clean_frames_may_be_told_the_level_of_the_others(build, inputs) -> None:
+    """Predict2.5's rectified-flow training has no conditional timestep: the result is that of one level per sample."""
+    backbone = build(conditional_sigma=None)
+    sample = inputs(backbone)
+    mask = torch.zeros(2, 1, 3, 4, 6)
+    mask[:, :, :1] = 1
+    with torch.no_grad():
+        expected = backbone.transformer(
+            hidden_states=mask * sample.clean + (1 - mask) * sample.noisy,
+            timestep=sample.tau,
+            encoder_hidden_states=sample.condition.prompt,
+            condition_mask=mask,
+            padding_mask=torch.zeros(1, 1, 32, 48),
+        ).sample
+        torch.testing.assert_close(backbone.velocity(*sample.all()), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(build().velocity(*sample.all()), expected, atol=1e-4)
+
+
+def test_a_transformer_that_projects_its_text_is_one_too(own_trio, build, inputs) -> None:
+    """Predict2.5: the text encoder is as wide as the transformer's projection takes it, not as the blocks read it."""
+    config = {**CosmosTransformer3DModel.load_config(own_trio / "transformer"), "use_crossattn_projection": True}
+    config |= {"crossattn_proj_in_channels": 32, "encoder_hidden_states_channels": 24, "text_embed_dim": 24}
+    torch.manual_seed(0)
+    CosmosTransformer3DModel.from_config(config).save_pretrained(own_trio / "transformer")
+    write_manifest(own_trio)
+    backbone = build(pretrained=str(own_trio), conditional_sigma=None)
+    sample = inputs(backbone)
+    with torch.no_grad():
+        assert backbone.velocity(*sample.all()).isfinite().all()
+        assert backbone.hidden_states(*sample.all(), [1])[1].shape == (2, 18, 32)
+    config |= {"crossattn_proj_in_channels": 48}
+    CosmosTransformer3DModel.from_config(config).save_pretrained(own_trio / "transformer")
+    write_manifest(own_trio)
+    with pytest.raises(ValueError, match="text of width 48, but the text encoder gives 32"):
+        build(pretrained=str(own_trio))
 
 
 # ---- precision and gradients --------------------------------------------------------------------------------------------------

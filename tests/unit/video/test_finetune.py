@@ -253,6 +253,21 @@ def test_sampled_videos_start_as_the_real_ones(make) -> None:
     assert not torch.equal(real, generated)
 
 
+def test_sampling_hands_guidance_and_the_encoded_negative_prompt_on(make, monkeypatch) -> None:
+    module, seen = make(), {}
+
+    def denoise(noise, taus, condition, **options):
+        seen.update(options)
+        return noise
+
+    monkeypatch.setattr(module.backbone, "denoise", denoise)
+    module.sample_videos(clips(0), steps=2, guidance=7.0, negative_prompt="blurry")
+    assert seen["guidance"] == 7.0
+    assert torch.equal(seen["negative_prompt"], module.backbone.encode_prompt(["blurry", "blurry"]))
+    module.sample_videos(clips(0), steps=2)
+    assert seen == {"guidance": 0.0, "negative_prompt": None}
+
+
 # ---- what is refused ----------------------------------------------------------------------------------------------------------
 
 
