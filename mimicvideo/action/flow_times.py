@@ -13,10 +13,11 @@ FlowTimes = Literal["decoupled", "tied"]
 `tied`: tau_a = tau_v, from `video_noise`, since the frozen backbone is at home at those levels; `action_noise` is not used. A pass of
     the backbone has one level, so that its `draws` share tau_a and differ in the noise of their actions.
 
-When acting, the hidden states are read once per chunk in either case, and the decoder is told the level at which they were taken. The
-action flow then runs from 1 to 0 by itself: of tied times only the start, tau_v = 1 (the paper's 80/81), is a pair of training. To
-stay tied, every Euler step would need the video at its own level: two passes of the backbone each, one for the states and one for
-the video's velocity, in place of a single one per chunk. That cost is what decoupling avoids; a tied decoder shows what it is worth.
+When acting, and for the action errors of validation, the hidden states are read once per chunk in either case, and the decoder is told
+the level at which they were taken. The action flow then runs from 1 to 0 by itself: of tied times only the start, tau_v = 1 (the
+paper's 80/81), is a pair that training has shown. To stay tied, every Euler step would need the video at its own level: two passes of
+the backbone each, one for the states and one for the video's velocity, in place of a single one per chunk. That cost is what decoupled
+times avoid, and a tied decoder in one pass shows what they are worth.
 """
 
 START_TAU = 0.98  # as good as noise: of the official grid of 35 steps the first four levels lie above it, from 80/81 on
