@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all samples, or one for each
+
 
 class NoiseLevels(ABC):
     """A distribution over noise levels."""
@@ -147,3 +149,12 @@ def standard_normal(shape: Sequence[int], generator: torch.Generator, device: to
         return torch.randn(tuple(shape), generator=generator)
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     return torch.randn(tuple(shape), generator=torch.Generator(device).manual_seed(seed), device=device)
+
+
+def gaussian(shape: Sequence[int], generator: Generators) -> Tensor:
+    """Standard normal numbers on the CPU; with one generator per sample, row i comes from generator i."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(tuple(shape), generator=generator)
+    if len(generator) != shape[0]:
+        raise ValueError(f"got {len(generator)} generators for a batch of {shape[0]}")
+    return torch.stack([torch.randn(tuple(shape[1:]), generator=one) for one in generator])

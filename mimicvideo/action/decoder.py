@@ -19,6 +19,7 @@ class DecoderShape:
         proprio_dim: Numbers per observed state.
         horizon: Control steps in a chunk.
         history: Observed states.
+        blocks: Video blocks whose hidden states are read.
     """
 
     context_dim: int
@@ -26,6 +27,7 @@ class DecoderShape:
     proprio_dim: int
     horizon: int
     history: int = 1
+    blocks: int = 1
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -39,7 +41,7 @@ class PreparedContext:
 
     Attributes:
         batch: How many samples it holds.
-        keys: One tensor per block, laid out as the decoder likes.
+        keys: One tensor per block of the decoder, laid out as it likes.
         values: The same.
     """
 
@@ -54,8 +56,15 @@ class ActionDecoder(nn.Module, ABC):
     shape: DecoderShape
 
     @abstractmethod
-    def prepare_context(self, hidden_states: Float[Tensor, "batch tokens context_dim"]) -> PreparedContext:
-        """The part of the computation that every integration step and every draw shares."""
+    def prepare_context(self, *hidden_states: Float[Tensor, "batch tokens context_dim"]) -> PreparedContext:
+        """The part of the computation that every integration step and every draw shares.
+
+        Args:
+            hidden_states: One tensor for each of the `shape.blocks` video blocks that are read, in the order of the policy's `block`.
+
+        Raises:
+            ValueError: If their number or width is not the one that the decoder was built for.
+        """
 
     @abstractmethod
     def forward(

@@ -15,17 +15,19 @@ from torch import Tensor
 
 from mimicvideo import flow
 from mimicvideo.action import state
+from mimicvideo.action.context import check_blocks
 from mimicvideo.action.contract import check_contract, check_observation, check_same_contract
 from mimicvideo.action.decoder import DecoderFactory, DecoderShape, PreparedContext
+from mimicvideo.action.flow_times import FlowTimes, check_flow_times
 from mimicvideo.action.future import Future
 from mimicvideo.ema import WeightAverage
-from mimicvideo.noise import NoiseLevels, check_tau, standard_normal
+from mimicvideo.noise import Generators, NoiseLevels, check_tau, gaussian, standard_normal
 from mimicvideo.normalize import Normalization, normalizer_pair
 from mimicvideo.types import Demonstration, Observation
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 
 Control = Literal["none", "zero", "shuffle"]
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Hidden = tuple[Float[Tensor, "batch tokens context_dim"], ...]  # one for each of `blocks`
 
 TRAINING, VALIDATION = 0, 1  # first word of a random draw's seed, so that the two never share numbers
 
@@ -34,7 +36,7 @@ class ActionPolicy(LightningModule):
     """Learns v(A_tau, proprio, h, tau_a, tau_v) = noise - clean, where h are hidden states of the frozen video model.
 
     Training: the true clip's latents are noised to tau_v, observed frames kept clean; `block`'s hidden states h come from one
-    truncated pass; normalised actions are noised to tau_a, drawn independently; loss = loss_scale * mean square error of the
+    truncated pass; normalised actions are noised to tau_a, drawn as `flow_times` says; loss = loss_scale * mean square error of the
     velocity. Acting: `future` supplies the latents, then the action flow is integrated from 1 to 0 in `num_steps` Euler steps.
     Every random number of training is a function of (seed, step, position), so a resumed run continues exactly.
 
@@ -47,7 +49,8 @@ class ActionPolicy(LightningModule):
         horizon: Control steps in a chunk.
         video_noise: Distribution of tau_v in training.
         action_noise: Distribution of tau_a in training.
-        block: 0-based block whose output is read; 19 of 28 is the paper's.
+        flow_times: `decoupled`, tau_a and tau_v drawn apart, is the paper's; `tied`: see `mimicvideo.action.flow_times`.
+        block: 0-based block whose output is read, 19 of 28 is the paper's; or several, for a decoder that takes them, from one pass.
         num_steps: Euler steps of the action flow.
         draws: (tau_a, noise) draws for each pass of the backbone.
         loss_scale: Factor of the loss; 10 in the official code.
@@ -79,7 +82,8 @@ class ActionPolicy(LightningModule):
         horizon: int,
         video_noise: NoiseLevels,
         action_noise: NoiseLevels,
-        block: int = 19,
+        flow_times: FlowTimes = "decoupled",
+        block: int | Sequence[int] = 19,
         num_steps: int = 10,
         draws: int = 1,
         loss_scale: float = 10.0,
@@ -96,8 +100,8 @@ class ActionPolicy(LightningModule):
         super().__init__()
         if _given_hyperparameters.get() is not None:  # built from a configuration: literals. Built by hand, they would be modules.
             self.save_hyperparameters()
-        if not 0 <= block < backbone.num_blocks:
-            raise ValueError(f"block must lie in [0, {backbone.num_blocks - 1}] for this backbone (0-based), got {block}")
+        self.blocks = check_blocks(block, backbone.num_blocks)
+        check_flow_times(flow_times, video_noise, future)
         for name, value in {"num_steps": num_steps, "draws": draws}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -106,8 +110,8 @@ class ActionPolicy(LightningModule):
         if context_control not in ("none", "zero", "shuffle"):
             raise ValueError(f"context_control must be none, zero or shuffle, got {context_control!r}")
         self.backbone, self.future = backbone, future
-        self.video_noise, self.action_noise = video_noise, action_noise
-        self.block, self.num_steps, self.draws, self.loss_scale, self.seed = block, num_steps, draws, loss_scale, seed
+        self.video_noise, self.action_noise, self.flow_times = video_noise, action_noise, flow_times
+        self.num_steps, self.draws, self.loss_scale, self.seed = num_steps, draws, loss_scale, seed
         self.action_dim, self.proprio_dim, self.horizon = action_dim, proprio_dim, horizon
         self.context_control: Control = context_control
         self.latent_cache, self.compile_decoder = latent_cache, compile_decoder
@@ -120,13 +124,13 @@ class ActionPolicy(LightningModule):
         backbone.requires_grad_(False)
         backbone.eval()
         self.adapter: dict[str, Any] | None = None  # what stage 1 trained; filled when it is merged into the backbone
-        shape = DecoderShape(backbone.hidden_dim, action_dim, proprio_dim, horizon)
+        shape = DecoderShape(backbone.hidden_dim, action_dim, proprio_dim, horizon, blocks=len(self.blocks))
         self.decoder = decoder(shape)
         self.action_normalizer, self.proprio_normalizer = normalizer_pair(
             normalization, actions=(action_dim, horizon), proprio=(proprio_dim, shape.history)
         )
         self.average = None if ema_decay is None else WeightAverage(self.decoder, ema_decay)
-        self._previous_hidden: Tensor | None = None  # for the shuffle control in batches of one
+        self._previous_hidden: Hidden | None = None  # for the shuffle control in batches of one
 
     # ---- data -----------------------------------------------------------------------------------------------------------------
 
@@ -200,18 +204,18 @@ class ActionPolicy(LightningModule):
     # ---- the two flows --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _hidden_states(
-        self, noisy: Tensor, tau_video: Float[Tensor, " batch"], condition: VideoCondition
-    ) -> Float[Tensor, "batch tokens context_dim"]:
-        hidden = self.backbone.hidden_states(noisy, tau_video, condition, [self.block])[self.block]
+    def _hidden_states(self, noisy: Tensor, tau_video: Float[Tensor, " batch"], condition: VideoCondition) -> Hidden:
+        states = self.backbone.hidden_states(noisy, tau_video, condition, self.blocks)
+        hidden = tuple(states[block] for block in self.blocks)
         if self.context_control == "none":
             return hidden
+        zeros = tuple(torch.zeros_like(one) for one in hidden)
         if self.context_control == "zero":
-            return torch.zeros_like(hidden)
-        previous, self._previous_hidden = self._previous_hidden, hidden[-1:]
-        if hidden.shape[0] > 1:
-            return hidden.roll(1, dims=0)
-        return torch.zeros_like(hidden) if previous is None or previous.shape != hidden.shape else previous
+            return zeros
+        previous, self._previous_hidden = self._previous_hidden, tuple(one[-1:] for one in hidden)
+        if hidden[0].shape[0] > 1:
+            return tuple(one.roll(1, dims=0) for one in hidden)
+        return zeros if previous is None or previous[0].shape != hidden[0].shape else previous
 
     def _flow_loss(self, batch: Demonstration, generator: torch.Generator) -> Float[Tensor, ""]:
         """loss_scale * mean (v - (noise - clean))^2 over samples, draws, steps and dimensions, in fp32."""
@@ -223,13 +227,15 @@ class ActionPolicy(LightningModule):
 
         clean = self.action_normalizer.normalize(batch["actions"]).repeat_interleave(self.draws, dim=0)
         proprio = self.proprio_normalizer.normalize(batch["observation"]["proprio"]).repeat_interleave(self.draws, dim=0)
-        tau_action = self.action_noise.sample(size * self.draws, generator).to(device)
+        tau_action = tau_video_of_draw = tau_video.repeat_interleave(self.draws)
+        if self.flow_times == "decoupled":
+            tau_action = self.action_noise.sample(size * self.draws, generator).to(device)
         noise = standard_normal(clean.shape, generator, device)
         velocity = self.decoder(
             flow.interpolate(clean, noise, tau_action),
             tau_action,
-            self.decoder.prepare_context(hidden),
-            tau_video.repeat_interleave(self.draws),
+            self.decoder.prepare_context(*hidden),
+            tau_video_of_draw,
             proprio,
             generator,
         )
@@ -293,7 +299,7 @@ class ActionPolicy(LightningModule):
     ) -> tuple[PreparedContext, Float[Tensor, " batch"]]:
         tau_video = torch.full(noise.shape[:1], self.future.tau, device=noise.device)
         latents = self.future.latents(self.backbone, condition, noise, clean)
-        return self.decoder.prepare_context(self._hidden_states(latents, tau_video, condition)), tau_video
+        return self.decoder.prepare_context(*self._hidden_states(latents, tau_video, condition)), tau_video
 
     # ---- Lightning ------------------------------------------------------------------------------------------------------------
 
@@ -337,7 +343,7 @@ class ActionPolicy(LightningModule):
             for tau in self.validation_taus:
                 tau_video = torch.full(latents.shape[:1], tau, device=latents.device)
                 hidden = self._hidden_states(flow.interpolate(latents, noise, tau_video), tau_video, condition)
-                metrics[f"action_mse_tau_{tau:.2f}"] = error(self.decoder.prepare_context(hidden), tau_video)
+                metrics[f"action_mse_tau_{tau:.2f}"] = error(self.decoder.prepare_context(*hidden), tau_video)
             if self.validation_taus:
                 metrics["action_mse"] = torch.stack([metrics[f"action_mse_tau_{tau:.2f}"] for tau in self.validation_taus]).mean()
             metrics["action_mse_generated"] = error(*self._future_context(condition, noise, latents))
@@ -386,12 +392,3 @@ class ActionPolicy(LightningModule):
     def _generator(self, split: int, position: int) -> torch.Generator:
         words = [self.seed, split, position, self.global_rank]
         return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-
-def gaussian(shape: Sequence[int], generator: Generators) -> Tensor:
-    """Standard normal numbers on the CPU; with one generator per sample, row i comes from generator i."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.randn(tuple(shape), generator=generator)
-    if len(generator) != shape[0]:
-        raise ValueError(f"got {len(generator)} generators for a batch of {shape[0]}")
-    return torch.stack([torch.randn(tuple(shape[1:]), generator=one) for one in generator])

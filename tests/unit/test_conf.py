@@ -95,7 +95,8 @@ def test_an_ablation_differs_in_one_thing_from_the_experiment_it_names(file: Pat
 
 
 @pytest.mark.parametrize(
-    "file", in_groups("model", "backbone", "adaptation", "decoder", "future", "video_noise", "data", "trainer", "logger")
+    "file",
+    in_groups("model", "backbone", "adaptation", "decoder", "context", "future", "video_noise", "flow_times", "data", "trainer", "logger"),
 )
 def test_members_of_a_group_fit_into_an_experiment(file: Path) -> None:
     experiment = AROUND.get(name(file), AROUND.get(group(file), ACTION))
@@ -149,7 +150,7 @@ def test_files_hold_literals(file: Path) -> None:
             assert value != "???", key
 
 
-@pytest.mark.parametrize("file", in_groups("backbone", "adaptation", "decoder", "future"))
+@pytest.mark.parametrize("file", in_groups("backbone", "adaptation", "decoder", "context", "future"))
 def test_methods_come_from_the_stage_they_belong_to(file: Path) -> None:
     assert re.match(r"mimicvideo\.(video|action)\.", yaml.safe_load(file.read_text())["class_path"])
 
@@ -157,7 +158,7 @@ def test_methods_come_from_the_stage_they_belong_to(file: Path) -> None:
 @pytest.mark.parametrize("file", in_groups("experiment"))
 def test_an_experiment_leaves_the_blocks_it_chooses_as_they_are(file: Path) -> None:
     """Else its numbers would stay when another member is chosen: decoder=dit_500m with the width of dit_small."""
-    for block in ("adaptation", "decoder", "future", "video_noise"):
+    for block in ("adaptation", "decoder", "context", "future", "video_noise"):
         inside = [key for key in leaves(yaml.safe_load(file.read_text())) if f".{block}." in key]
         assert not inside, f"give these a file of their own in conf/{block}/"
 

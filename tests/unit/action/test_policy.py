@@ -14,8 +14,8 @@ from mimicvideo import flow
 from mimicvideo.action.decoder import DecoderShape
 from mimicvideo.action.dit import DiTDecoder
 from mimicvideo.action.future import NoiseFuture, OracleFuture
-from mimicvideo.action.policy import ActionPolicy, gaussian
-from mimicvideo.noise import Fixed, LogNormalSigma, Uniform
+from mimicvideo.action.policy import ActionPolicy
+from mimicvideo.noise import Fixed, LogNormalSigma, Uniform, gaussian
 from mimicvideo.video.backbone import VideoCondition
 from tests.fake_backbone import FakeBackbone, FakeData, contract, demonstrations
 
@@ -135,7 +135,7 @@ def test_several_draws_are_the_mean_of_separate_ones():
         clean = policy.action_normalizer.normalize(batch["actions"])
         proprio = policy.proprio_normalizer.normalize(batch["observation"]["proprio"])
         x = flow.interpolate(clean, noise[rows], tau_action[rows])
-        velocity = policy.decoder(x, tau_action[rows], policy.decoder.prepare_context(hidden), tau_video, proprio)
+        velocity = policy.decoder(x, tau_action[rows], policy.decoder.prepare_context(*hidden), tau_video, proprio)
         separate.append(10 * ((velocity - (noise[rows] - clean)) ** 2).mean())
     torch.testing.assert_close(together, torch.stack(separate).mean(), atol=1e-5, rtol=1e-5)
 
