@@ -9,9 +9,7 @@ An adapter folder holds
 import copy
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import nn
 
+from mimicvideo.folders import replacing
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video.adaptation import Frozen, fuse, inject, injected_config, target_layers
 
@@ -145,7 +144,7 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
     """Writes an adapter folder; an existing one is replaced only once the new one is complete."""
     lora = {key: tensor for key, tensor in state["tensors"].items() if key.startswith(_LORA_PREFIX)}
     whole = {key: tensor for key, tensor in state["tensors"].items() if key not in lora}
-    with _replacing(folder) as new:
+    with replacing(folder) as new:
         if lora:
             LoraConfig(**state["config"]["lora"]).save_pretrained(str(new))
             save_file(lora, new / "adapter_model.safetensors", {"format": "pt"})
@@ -188,7 +187,7 @@ def write_trio(backbone: "CosmosPredict", folder: Path, dtype: torch.dtype | Non
         transformer = copy.deepcopy(transformer)
         if injected_config(transformer) is not None:
             fuse(transformer)
-    with _replacing(folder) as new:
+    with replacing(folder) as new:
         if dtype is not None:
             nn.Module.to(transformer, dtype)
         transformer.save_pretrained(new / "transformer")
@@ -199,24 +198,3 @@ def write_trio(backbone: "CosmosPredict", folder: Path, dtype: torch.dtype | Non
         else:
             text_encoder.save_pretrained(new / "text_encoder")
         weights.write_manifest(new)
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, which takes its place if the block succeeds and vanishes if it fails."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield new
-        new.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.rename(old / folder.name)
-            new.rename(folder)
-            shutil.rmtree(old)
-        else:
-            new.rename(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise

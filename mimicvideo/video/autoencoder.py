@@ -76,7 +76,12 @@ class AutoencoderTraining(LightningModule):
         super().__init__()
         if _given_hyperparameters.get() is not None:  # built from a configuration: literals. Built by hand, they would be factories.
             self.save_hyperparameters()
-        for name, weight in {"mse_weight": mse_weight, "edge_weight": edge_weight, "kl_weight": kl_weight, "foreground": foreground}.items():
+        for name, weight in {
+            "mse_weight": mse_weight,
+            "edge_weight": edge_weight,
+            "kl_weight": kl_weight,
+            "foreground": foreground,
+        }.items():
             if weight < 0:
                 raise ValueError(f"{name} must not be negative, got {weight}")
         if not 0 <= colour_shuffle <= 1:
