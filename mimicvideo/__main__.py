@@ -15,6 +15,7 @@ VERBS = {
     "predict": "predictions for a data set",
     "rollout": "runs a policy in a benchmark: success rates, latency, videos",
     "report": "one self-contained HTML page of a study: success table, curves, videos",
+    "export": "a policy's checkpoint becomes a folder to give away, with model card and hashes",
     "import": "NVIDIA's native video checkpoints, and mimic-video's, become folders that backbone.pretrained takes",
     "sweep": "runs a verb once for each combination of values, or lets an optimiser choose them",
 }

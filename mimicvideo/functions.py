@@ -13,6 +13,7 @@ FUNCTIONS = {
     "rollout": "mimicvideo.rollout.rollout",
     "demos": "mimicvideo.benchmark.demos.demos",
     "report": "mimicvideo.report.report",
+    "export": "mimicvideo.action.load.export_policy",
     "import": "mimicvideo.video.native.import_native",
 }
 
