@@ -17,6 +17,9 @@ from mimicvideo.checkpoint import DamagedCheckpointError, file_sha256
 from mimicvideo.folders import write_manifest
 from mimicvideo.functions import run_function
 from mimicvideo.planning import load_contract
+from mimicvideo.video.adaptation import Lora
+from mimicvideo.video.cosmos_predict import CosmosPredict
+from tests.tiny_trio import tiny_trio
 from tests.unit.action.test_load import act, configured, train_and_save
 
 FILES = {"config.json", "decoder.safetensors", "normalizer.safetensors", "adapter.safetensors", "README.md", "manifest.json"}
@@ -90,6 +93,25 @@ def test_the_card_says_what_is_needed_and_no_file_names_a_folder_of_this_machine
     for key in ("robot", "control_hz"):
         assert json.dumps(policy.contract[key]) in card
     assert not any(str(tmp_path).encode() in content for content in contents(folder).values())
+
+
+def test_a_folder_carries_the_lora_of_a_video_model(tmp_path: Path) -> None:
+    lora = CosmosPredict(tiny_trio(), Lora(rank=2, alpha=8), prompt_tokens=8)
+    with torch.no_grad():
+        for parameter in lora.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape) * parameter.requires_grad)
+    lora.save_adapter(tmp_path / "adapter")
+    frozen = {"class_path": "mimicvideo.video.adaptation.Frozen"}
+    given = {"pretrained": tiny_trio(), "adaptation": frozen, "adapter": str(tmp_path / "adapter"), "prompt_tokens": 8}
+    backbone = {"class_path": "mimicvideo.video.cosmos_predict.CosmosPredict", "init_args": given}
+    train_and_save(tmp_path / "policy.ckpt", backbone=backbone)
+    folder = export_policy(str(tmp_path / "policy.ckpt"), str(tmp_path / "policy"))
+    policy, again = load_policy(tmp_path / "policy.ckpt"), load_policy(folder)
+    assert torch.equal(act(again), act(policy))
+    assert policy.adapter is not None and again.adapter is not None
+    assert again.adapter["config"] == policy.adapter["config"] == lora.adapter_state()["config"]
+    assert contents(export_policy(str(folder), str(tmp_path / "again"))) == contents(folder)
+    assert str(tmp_path / "adapter") not in (folder / "config.json").read_text()
 
 
 def test_the_verb_writes_a_folder(saved: Path, tmp_path: Path, capsys) -> None:
