@@ -14,6 +14,7 @@ FUNCTIONS = {
     "demos": "mimicvideo.benchmark.demos.demos",
     "report": "mimicvideo.report.report",
     "export": "mimicvideo.action.load.export_policy",
+    "import-decoder": "mimicvideo.action.native.import_decoder",
     "import": "mimicvideo.video.native.import_native",
 }
 

@@ -1,7 +1,5 @@
 """Import of NVIDIA's own Cosmos-Predict2 checkpoints (.pt): their network as a diffusers folder, every key accounted for."""
 
-import io
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from diffusers import CosmosTransformer3DModel
 from torch import Tensor
 
 from mimicvideo.folders import check_free, replacing
+from mimicvideo.native_files import network_tensors, read_tensors
 from mimicvideo.video import pretrained as weights
 
 # Names in NVIDIA's `MinimalV1LVGDiT` (nvidia-cosmos/cosmos-predict2, `models/text2image_dit.py`) and in diffusers'
@@ -46,12 +45,6 @@ _IN_A_BLOCK = {
     "adaln_modulation_mlp.1": "norm3.linear_1",
     "adaln_modulation_mlp.2": "norm3.linear_2",
 }
-# What training counted, constants of the rotary embedding, and Transformer Engine's scratch: no weights. Same source.
-_BOOKKEEPING = re.compile(
-    r"accum_(video_sample_counter|image_sample_counter|iteration|train_in_hours)"
-    r"|pos_embedder\.(seq|dim_spatial_range|dim_temporal_range)"
-    r"|(.+\.)?_extra_state"
-)
 
 _PREDICT2 = {
     "in_channels": 17,  # 16 latent channels and the mask of the clean frames
@@ -120,55 +113,6 @@ def find_companions(companions: str) -> Path:
             f"companions={companions!r} lacks {', '.join(missing)}: put the diffusers-format folders of a Cosmos-Predict2 model there"
         )
     return folder
-
-
-def read_tensors(file: Path) -> dict[str, Any]:
-    """The named values of a checkpoint: tensors and plain data, never code.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, holds objects of other classes, or is no flat collection of names.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {file}: download it, or correct the path")
-    if file.suffix == ".safetensors":
-        return dict(weights.read_safetensors(file))
-    try:
-        # Transformer Engine keeps its scratch as BytesIO: bytes that nothing here looks into.
-        with torch.serialization.safe_globals([io.BytesIO]):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|[Cc]lass|global)\s+`?([\w.]+)", str(error))
-        raise ValueError(
-            f"{file} holds objects{f' of {named[1]}' if named else ''}, not only tensors, and reading them could run code: "
-            "save its state dict alone, or as safetensors, and import that"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{file} is truncated or no PyTorch checkpoint: copy or download it again") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected a state dict: names and tensors")
-    return content
-
-
-def network_tensors(content: Mapping[str, Any], file: Path, ema: bool = False) -> dict[str, Tensor]:
-    """The network's tensors under their native names without `net.`; bookkeeping, and the copy not asked for, are left out.
-
-    Raises:
-        ValueError: If the copy that is wanted is not there, or an entry is no tensor of floating-point numbers.
-    """
-    copies = {prefix for prefix in ("net.", "net_ema.") if any(key.startswith(prefix) for key in content)}
-    wanted = "net_ema." if ema else "net."
-    if ema and "net_ema." not in copies:
-        raise ValueError(f"{file} has no weight average: none of its keys starts with net_ema.; leave ema out")
-    if copies == {"net_ema."} and not ema:
-        raise ValueError(f"{file} has nothing but a weight average (net_ema.): set ema=true")
-    other = ({"net.", "net_ema."} - {wanted}).pop()
-    named = {key.removeprefix(wanted): value for key, value in content.items() if not key.startswith(other)}
-    kept = {key: value for key, value in named.items() if not _BOOKKEEPING.fullmatch(key)}
-    foreign = [key for key, value in kept.items() if not isinstance(value, Tensor) or not value.is_floating_point()]
-    if foreign:
-        raise ValueError(f"{file} is no native Cosmos-Predict2 checkpoint. No floating-point tensors: {', '.join(foreign[:20])}")
-    return kept
 
 
 def key_map(layers: int) -> dict[str, str]:
