@@ -16,6 +16,9 @@ VERBS = {
     "rollout": "runs a policy in a benchmark: success rates, latency, videos",
     "report": "one self-contained HTML page of a study: success table, curves, videos",
     "check": "checks a configuration of fit and counts its parameters, without a GPU or weights",
+    "export": "a policy's checkpoint becomes a folder to give away, with model card and hashes",
+    "import": "NVIDIA's native video checkpoints, and mimic-video's, become folders that backbone.pretrained takes",
+    "import-decoder": "mimic-video's action decoder and statistics become such a folder",
     "sweep": "runs a verb once for each combination of values, or lets an optimiser choose them",
 }
 
@@ -24,7 +27,7 @@ EXPECTED = (ValueError, ArithmeticError, RuntimeError, OSError, ImportError)  # 
 HELP = f"""usage: mimicvideo VERB [options]     (`mimicvideo VERB --help` lists a verb's options)
 
 verbs:
-{chr(10).join(f"  {verb:9} {does}" for verb, does in VERBS.items())}
+{chr(10).join(f"  {verb:14} {does}" for verb, does in VERBS.items())}
 
 examples:
   mimicvideo demos --config conf/demos.yaml --root datasets/mt10

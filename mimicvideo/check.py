@@ -55,6 +55,7 @@ def experiment_sizes(argv: list[str]) -> dict[str, int]:
     import torch
     from lightning.pytorch.cli import instantiate_class
 
+    from mimicvideo.action.context import check_blocks
     from mimicvideo.action.decoder import DecoderShape
     from mimicvideo.cli import CheckingCLI
     from mimicvideo.video.sizes import backbone_size
@@ -66,13 +67,23 @@ def experiment_sizes(argv: list[str]) -> dict[str, int]:
     size = backbone_size(backbone["pretrained"], instantiate_class((), backbone["adaptation"]))
     sizes = {"backbone": size.parameters, **size.trained}
     if "decoder" in model:
-        if not 0 <= model["block"] < size.blocks:
-            raise ConfigError(f"model.init_args.block: this video model has blocks 0 ... {size.blocks - 1} (0-based), got {model['block']}")
-        shape = DecoderShape(size.width, model["action_dim"], model["proprio_dim"], model["horizon"])
-        with torch.device("meta"):
-            decoder = instantiate_class((shape,), model["decoder"])
+        try:
+            blocks = check_blocks(model["block"], size.blocks)
+            shape = DecoderShape(size.width, model["action_dim"], model["proprio_dim"], model["horizon"], blocks=len(blocks))
+            with torch.device("meta"):
+                decoder = _factory(model["decoder"])(shape)
+        except ValueError as error:
+            raise ConfigError(f"model.init_args: {error}") from error
         sizes["decoder"] = sum(parameter.numel() for parameter in decoder.parameters())
     return sizes
+
+
+def _factory(spec: dict[str, Any]) -> Any:
+    """What builds a class from a shape; a class among its arguments becomes such a factory itself."""
+    from lightning.pytorch.cli import instantiate_class
+
+    arguments = {name: _factory(value) if isinstance(value, dict) else value for name, value in spec.get("init_args", {}).items()}
+    return lambda shape: instantiate_class((shape,), {"class_path": spec["class_path"], "init_args": arguments})
 
 
 def print_sizes(argv: list[str]) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from mimicvideo import provenance
+from mimicvideo.action.folder import read_policy
 from mimicvideo.action.future import Future, OracleFuture
 from mimicvideo.action.load import load_policy
 from mimicvideo.action.state import require_kind
@@ -85,8 +86,8 @@ def make_planner(checkpoint: str, control: Control, future: Future | None, tasks
 
 
 def load_contract(checkpoint: str | Path) -> dict[str, Any]:
-    """The contract of a policy's checkpoint, without building the policy."""
-    return require_kind(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))["contract"]
+    """The contract of a policy's checkpoint or folder, without building the policy."""
+    return require_kind(read_policy(checkpoint))["contract"]
 
 
 class PolicyPlanner:

@@ -16,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mimicvideo import provenance
+from mimicvideo.action.folder import verify_policy
 from mimicvideo.action.future import Future
 from mimicvideo.benchmark.base import Benchmark, Task
-from mimicvideo.checkpoint import verify_checkpoint
 from mimicvideo.evaluation import RESULTS, Episode, Evaluation
 from mimicvideo.media import grid, read_mp4, write_mp4
 from mimicvideo.planning import Control, Planner, Request, make_planner
@@ -54,7 +54,7 @@ def rollout(
     for rounding: sums over a batch of another size may be taken in another order.
 
     Args:
-        policy: A stage-2 checkpoint; nothing else of its training is needed.
+        policy: A stage-2 checkpoint, or the folder that `mimicvideo export` made of one; nothing else of its training is needed.
         benchmark: Where it acts.
         episodes: Per task.
         execute: Control steps of each chunk that are executed before the next is planned.
@@ -91,7 +91,7 @@ def rollout(
 
     started = time.perf_counter()
     device = choose_device(device)
-    checkpoint_sha256 = verify_checkpoint(policy)
+    checkpoint_sha256 = verify_policy(policy)
     planner = make_planner(policy, control, future, tasks, seed, device)
     contract = planner.contract
     benchmark.check_contract(contract)

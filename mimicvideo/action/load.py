@@ -1,4 +1,4 @@
-"""load_policy: an ActionPolicy from its checkpoint alone; no dataset, run folder or stage-1 adapter is read."""
+"""load_policy: an ActionPolicy from its checkpoint or folder alone; no dataset, run folder or stage-1 adapter is read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +8,12 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
+from mimicvideo.action.folder import TRAINING_ONLY, read_policy, write_policy_folder
 from mimicvideo.action.policy import ActionPolicy
 from mimicvideo.action.state import IncompatibleCheckpointError, require_kind
-from mimicvideo.checkpoint import verify_checkpoint
+from mimicvideo.folders import check_free
 
 TRUSTED = ("mimicvideo.",)  # a checkpoint may name classes of these packages and no other
-TRAINING_ONLY = ("optimizer", "scheduler", "latent_cache", "compile_decoder")  # hyper-parameters that acting does without
 
 
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> ActionPolicy:
@@ -24,11 +24,11 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> ActionP
     classes, and names only classes of this package.
 
     Args:
-        path: A checkpoint that `mimicvideo fit` wrote in stage 2.
+        path: A checkpoint that `mimicvideo fit` wrote in stage 2, or a folder that `mimicvideo export` wrote.
         device: Where the policy is to act, say `cuda`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If there is no such file or folder.
         DamagedCheckpointError: If it is truncated or a byte of it has changed.
         IncompatibleCheckpointError: If it is of another kind or architecture, names foreign classes, or the base weights differ.
         RuntimeError: If the device is not there.
@@ -36,8 +36,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> ActionP
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"no GPU is available for device {str(device)!r}: use device cpu")
-    verify_checkpoint(path)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # optimizer states stay on disk
+    checkpoint = read_policy(path)
     require_kind(checkpoint)
     hyper_parameters = checkpoint.get("hyper_parameters")
     if not hyper_parameters:
@@ -49,6 +48,27 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> ActionP
         policy.average.copy_to(policy.decoder)
         policy.average = None
     return policy.eval().to(device)
+
+
+def export_policy(policy: str, out: str) -> Path:
+    """Writes a policy as a folder to give away, which is taken wherever its checkpoint is; see `action/folder.py` for its files.
+
+    Args:
+        policy: A stage-2 checkpoint, or such a folder. Its averaged weights, if it has them, become the weights.
+        out: The folder to create.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: If `out` holds something.
+        ValueError, OSError, RuntimeError: See `load_policy`.
+    """
+    folder = Path(out).expanduser()
+    check_free(folder)
+    write_policy_folder(load_policy(policy), folder)
+    print(f"{folder}: use it with --policy={folder}")
+    return folder
 
 
 def build(hyper_parameters: Mapping[str, Any]) -> ActionPolicy:

@@ -1,7 +1,9 @@
 """What stage 1 trained, as tensors and as files: collected from a backbone, checked against it, loaded into it.
 
 An adapter folder holds
-    adapter_config.json, adapter_model.safetensors   LoRA, as PEFT writes and reads it (absent without LoRA)
+    adapter_config.json, adapter_model.safetensors   LoRA, as PEFT writes and reads it (absent without LoRA); diffusers takes it by
+                                                     load_lora_adapter(folder, weight_name="adapter_model.safetensors",
+                                                     prefix="base_model.model")
     full_weights.safetensors                         tensors that were trained in full (absent if there are none)
     manifest.json                                    SHA-256 of these files, of the base weights, and the LoRA settings
 """
@@ -9,17 +11,17 @@ An adapter folder holds
 import copy
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import nn
 
+from mimicvideo.folders import replacing
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video.adaptation import Frozen, fuse, inject, injected_config, target_layers
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from mimicvideo.video.cosmos_predict import CosmosPredict
 
 _LORA_PREFIX = "base_model.model."  # PEFT's, before the module's name
+_LORA_SETTINGS = ("r", "lora_alpha", "target_modules", "lora_dropout")
 _REMEDY = "Build the backbone with the adaptation that the adapter was trained with"
 
 
@@ -59,12 +62,8 @@ def collect(backbone: "CosmosPredict") -> dict[str, Any]:
 def _settings(config: LoraConfig | None) -> dict[str, Any] | None:
     if config is None:
         return None
-    return {
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
-        "target_modules": sorted(config.target_modules or ()),
-        "lora_dropout": config.lora_dropout,
-    }
+    values = (config.r, config.lora_alpha, sorted(config.target_modules or ()), config.lora_dropout)
+    return dict(zip(_LORA_SETTINGS, values, strict=True))
 
 
 def is_empty(state: AdapterState) -> bool:
@@ -87,6 +86,8 @@ def load(backbone: "CosmosPredict", state: AdapterState, where: str) -> None:
         ValueError: If the base weights are others, or settings, keys or shapes do not fit; then nothing has changed.
     """
     config, tensors = state["config"], state["tensors"]
+    if unsaid := [key for key in _LORA_SETTINGS if config["lora"] is not None and key not in config["lora"]]:
+        raise ValueError(f"{where} does not say its LoRA's {', '.join(unsaid)}, without which its weights mean nothing: save it again")
     if config["base_weights_hash"] != backbone.weights_hash:
         raise ValueError(
             f"{where} was trained on other base weights (SHA-256 {config['base_weights_hash'][:16]}...) than those of {backbone.folder} "
@@ -145,10 +146,12 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
     """Writes an adapter folder; an existing one is replaced only once the new one is complete."""
     lora = {key: tensor for key, tensor in state["tensors"].items() if key.startswith(_LORA_PREFIX)}
     whole = {key: tensor for key, tensor in state["tensors"].items() if key not in lora}
-    with _replacing(folder) as new:
+    with replacing(folder) as new:
         if lora:
             LoraConfig(**state["config"]["lora"]).save_pretrained(str(new))
-            save_file(lora, new / "adapter_model.safetensors", {"format": "pt"})
+            # diffusers reads no adapter_config.json: without its own header it would take alpha = rank, silently.
+            header = {f"{_LORA_PREFIX}{key}": value for key, value in state["config"]["lora"].items()}
+            save_file(lora, new / "adapter_model.safetensors", {LORA_ADAPTER_METADATA_KEY: json.dumps(header)})
         if whole:
             save_file(whole, new / "full_weights.safetensors", {"format": "pt"})
         files = {path.name: weights.file_hash(path) for path in sorted(new.iterdir())}
@@ -188,7 +191,7 @@ def write_trio(backbone: "CosmosPredict", folder: Path, dtype: torch.dtype | Non
         transformer = copy.deepcopy(transformer)
         if injected_config(transformer) is not None:
             fuse(transformer)
-    with _replacing(folder) as new:
+    with replacing(folder) as new:
         if dtype is not None:
             nn.Module.to(transformer, dtype)
         transformer.save_pretrained(new / "transformer")
@@ -199,24 +202,3 @@ def write_trio(backbone: "CosmosPredict", folder: Path, dtype: torch.dtype | Non
         else:
             text_encoder.save_pretrained(new / "text_encoder")
         weights.write_manifest(new)
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, which takes its place if the block succeeds and vanishes if it fails."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield new
-        new.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.rename(old / folder.name)
-            new.rename(folder)
-            shutil.rmtree(old)
-        else:
-            new.rename(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise

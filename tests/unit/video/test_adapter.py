@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from mimicvideo.video.adaptation import Frozen, Full, Lora
 from mimicvideo.video.adapter import read_adapter, write_adapter
@@ -92,6 +93,61 @@ def test_peft_reads_the_folder(trio: Path, inputs, lora, folder: Path) -> None:
     assert {name.removeprefix("base_model.model.") for name in theirs} == ours.keys()
     assert all(torch.equal(tensor, ours[name.removeprefix("base_model.model.")]) for name, tensor in theirs.items())
     assert wrapped.peft_config["default"].lora_alpha == 8
+
+
+def stock_velocity(transformer, backbone, inputs) -> torch.Tensor:
+    """The output of a transformer that no code of ours has touched, on what our backbone gives to its own."""
+    with torch.no_grad():
+        return transformer(**backbone._inputs(*inputs(backbone).all())).sample
+
+
+def stock_base(trio: Path, folder: Path) -> CosmosTransformer3DModel:
+    """Stock diffusers with what was trained in full, a plain state dict under diffusers' names."""
+    transformer = CosmosTransformer3DModel.from_pretrained(trio / "transformer")
+    if (folder / "full_weights.safetensors").is_file():
+        whole = {name.removeprefix("transformer."): value for name, value in load_file(folder / "full_weights.safetensors").items()}
+        assert not transformer.load_state_dict(whole, strict=False).unexpected_keys
+    return transformer
+
+
+@pytest.mark.parametrize("adaln", [True, False])
+def test_stock_peft_computes_the_same_from_the_folder(build, inputs, perturb, trio: Path, tmp_path: Path, adaln: bool) -> None:
+    backbone = build(Lora(rank=4, alpha=16, adaln=adaln))
+    before = velocity(backbone, inputs)
+    perturb(backbone)
+    backbone.save_adapter(tmp_path / "adapter")
+    wrapped = PeftModel.from_pretrained(stock_base(trio, tmp_path / "adapter"), tmp_path / "adapter")
+    assert torch.equal(stock_velocity(wrapped, backbone, inputs), velocity(backbone, inputs))
+    assert not torch.allclose(velocity(backbone, inputs), before, atol=1e-3)
+
+
+@pytest.mark.parametrize("adaln", [True, False])
+def test_stock_diffusers_computes_the_same_from_the_folder(build, inputs, perturb, trio: Path, tmp_path: Path, adaln: bool) -> None:
+    backbone = build(Lora(rank=4, alpha=16, adaln=adaln))
+    perturb(backbone)
+    backbone.save_adapter(tmp_path / "adapter")
+    stock = stock_base(trio, tmp_path / "adapter")
+    stock.load_lora_adapter(tmp_path / "adapter", weight_name="adapter_model.safetensors", prefix="base_model.model")
+    assert torch.equal(stock_velocity(stock, backbone, inputs), velocity(backbone, inputs))
+
+
+def test_stock_diffusers_computes_the_same_from_the_fused_folder(build, inputs, lora, folder: Path, tmp_path: Path) -> None:
+    fused = build(Frozen(), adapter=str(folder))
+    fused.save_pretrained(tmp_path / "fused")
+    stock = CosmosTransformer3DModel.from_pretrained(tmp_path / "fused" / "transformer")
+    assert torch.equal(stock_velocity(stock, fused, inputs), velocity(fused, inputs))
+    state = fused.transformer.state_dict()
+    assert stock.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in stock.state_dict().items())
+
+
+@pytest.mark.parametrize("adaptation", [Lora(rank=4, alpha=8), Frozen()])
+def test_lora_without_alpha_is_refused(build, folder: Path, adaptation) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["lora"]["lora_alpha"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"adapter {folder} does not say its LoRA's lora_alpha"):
+        build(adaptation, adapter=str(folder))
 
 
 def test_random_transformer_travels_with_its_adapter(build, inputs, perturb, tmp_path: Path) -> None:

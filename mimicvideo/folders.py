@@ -1,0 +1,71 @@
+"""Folders that are whole or not there: written aside, listed with their SHA-256 in a manifest, verified before they are read."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mimicvideo.checkpoint import DamagedCheckpointError, file_sha256
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, which takes its place if the block succeeds and vanishes if it fails."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.rename(old / folder.name)
+            new.rename(folder)
+            shutil.rmtree(old)
+        else:
+            new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def check_free(folder: Path) -> None:
+    """Raises FileExistsError if something is there already: what `replacing` would remove."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already and not empty: choose another folder for out, or remove it first")
+
+
+def write_manifest(folder: Path) -> None:
+    """Records the SHA-256 of every file of `folder` in its manifest.json."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    (folder / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=2) + "\n")
+
+
+def verify_manifest(folder: Path) -> str:
+    """The SHA-256 of a folder's manifest, and so of all its files, each of which is as it was written.
+
+    Raises:
+        FileNotFoundError: If the manifest, or a file that it lists, is missing.
+        DamagedCheckpointError: If a file differs from its SHA-256, or the manifest cannot be read.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{manifest} is missing: copy the whole folder again, or export it again")
+    try:
+        recorded = dict(json.loads(manifest.read_text())["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{manifest} is damaged ({error!r}): copy the whole folder again") from None
+    for name, expected in recorded.items():
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, though {MANIFEST} lists it: copy the whole folder again")
+        if (digest := file_sha256(path)) != expected:
+            raise DamagedCheckpointError(
+                f"{path} is damaged or was changed: its SHA-256 is {digest}, {MANIFEST} says {expected}; copy the whole folder again"
+            )
+    return file_sha256(manifest)

@@ -1,0 +1,178 @@
+"""Import of native Cosmos-Predict2 files: the same function as NVIDIA's equations, and every wrong file refused by key."""
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import CosmosTransformer3DModel
+from safetensors.torch import save_file
+
+from mimicvideo.functions import run_function
+from mimicvideo.video import native
+from mimicvideo.video.native import import_native
+from tests import native_cosmos
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(native_cosmos.CONFIG))
+    return str(path)
+
+
+def native_file(folder: Path, content: Any = None, name: str = "model.pt") -> str:
+    """As NVIDIA writes it: a prefix, counters, constants of RoPE and Transformer Engine's scratch beside the weights."""
+    if content is None:
+        content = {f"net.{key}": value for key, value in native_cosmos.state_dict().items()}
+        content |= {"net.accum_iteration": torch.tensor(7), "net.pos_embedder.seq": torch.arange(240.0)}
+        content |= {"net.blocks.0.self_attn.q_norm._extra_state": io.BytesIO(b"scratch"), "net.t_embedding_norm._extra_state": None}
+    torch.save(content, folder / name)
+    return str(folder / name)
+
+
+def imported(file: str, trio: Path, tmp_path: Path, config: str | None, **options: Any) -> Path:
+    return import_native(file, str(tmp_path / "model"), str(trio), config, **options)
+
+
+def test_an_imported_network_computes_nvidias_equations(build, inputs, trio: Path, tmp_path: Path, config: str) -> None:
+    folder = imported(native_file(tmp_path), trio, tmp_path, config)
+    backbone = build(pretrained=str(folder))
+    given = inputs(backbone, z_observed=1)
+    noisy, tau, condition = given.all()
+    with torch.no_grad():
+        ours = backbone.velocity(noisy, tau, condition)
+    frames = torch.cat([condition.observed, noisy[:, :, 1:]], dim=2)
+    mask = torch.zeros(2, 1, *noisy.shape[2:])
+    mask[:, :, 0] = 1
+    times = torch.stack([torch.full_like(tau, 1e-4 / (1 + 1e-4)), tau, tau], dim=1)
+    theirs = native_cosmos.velocity(native_cosmos.state_dict(), frames, mask, times, condition.prompt)
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_stock_diffusers_loads_the_same_bits(trio: Path, tmp_path: Path, config: str) -> None:
+    weights = native_cosmos.state_dict(dtype=torch.bfloat16)
+    folder = imported(native_file(tmp_path, weights), trio, tmp_path, config)  # without the prefix, as some files are
+    stock = CosmosTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.bfloat16)
+    names = native.key_map(native_cosmos.LAYERS)
+    assert names.keys() == weights.keys()
+    state = stock.state_dict()
+    assert state.keys() == set(names.values())
+    assert all(torch.equal(state[name], weights[key]) for key, name in names.items())
+    recorded = json.loads((folder / "manifest.json").read_text())["sha256"]
+    assert {name.split("/")[0] for name in recorded} == {"transformer", "vae", "text_encoder"}
+
+
+def test_the_verb_takes_safetensors_too(trio: Path, tmp_path: Path, config: str, capsys) -> None:
+    save_file(native_cosmos.state_dict(), tmp_path / "model.safetensors")
+    out = tmp_path / "out"
+    run_function(["import", f"--file={tmp_path / 'model.safetensors'}", f"--out={out}", f"--companions={trio}", f"--network={config}"])
+    assert (out / "transformer/diffusion_pytorch_model.safetensors").is_file()
+    assert f"pretrained={out}" in capsys.readouterr().out
+
+
+def test_the_weight_average_is_taken_if_asked_for(trio: Path, tmp_path: Path, config: str) -> None:
+    weights = native_cosmos.state_dict()
+    both = {f"net.{key}": value for key, value in weights.items()} | {f"net_ema.{key}": value + 1 for key, value in weights.items()}
+    for ema, added in ((False, 0), (True, 1)):
+        folder = import_native(native_file(tmp_path, both), str(tmp_path / f"model-{ema}"), str(trio), config, ema)
+        (file,) = (folder / "transformer").glob("*.safetensors")
+        assert torch.equal(native.weights.read_safetensors(file)["proj_out.weight"], weights["final_layer.linear.weight"] + added)
+
+
+def test_nvidias_own_sizes_are_recognised_by_shape() -> None:
+    for name, layers, width, parameters in (("2B", 28, 2048, 1_956_413_440), ("14B", 36, 5120, 14_265_285_632)):
+        variant = native.VARIANTS[f"Cosmos-Predict2-{name}-Video2World"]
+        with torch.device("meta"):
+            network = CosmosTransformer3DModel(**variant)
+            first = torch.empty(width, 72)
+        assert native.choose_variant({"x_embedder.proj.1.weight": first}, Path("x.pt")) is variant
+        assert sum(parameter.numel() for parameter in network.parameters()) == parameters  # NVIDIA's own networks
+        assert set(native.key_map(layers).values()) == network.state_dict().keys()
+
+
+def drop(*parts: str):
+    return lambda weights: [weights.pop(key) for key in list(weights) if any(part in key for part in parts)]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (drop("blocks.1."), r"model.pt has 2 of the 3 blocks: blocks.1 are missing. It is a partial checkpoint"),
+        (drop("mlp.layer1"), r"3 missing: blocks.0.mlp.layer1.weight, blocks.1.mlp.layer1.weight, blocks.2.mlp"),
+        (lambda w: w.update({"crossattn_proj.0.weight": torch.zeros(2, 2)}), r"1 keys that .* has not: crossattn_proj.0.weight"),
+        (lambda w: w.update({"blocks.3.mlp.layer1.weight": torch.zeros(2, 2)}), r"has not: blocks.3.mlp.layer1.weight"),
+        (lambda w: w.update({"t_embedding_norm.weight": torch.ones(5)}), r"t_embedding_norm.weight \(5,\) instead of \(32,\)"),
+        (lambda w: w.update({"t_embedding_norm.weight": 5}), r"No floating-point tensors: t_embedding_norm.weight"),
+        (lambda w: w.update({"t_embedding_norm.weight": torch.ones(32).int()}), r"No floating-point tensors: t_embedding_norm"),
+    ],
+)
+def test_other_networks_are_refused_by_key_and_nothing_is_written(edit, message: str, trio: Path, tmp_path: Path, config: str) -> None:
+    weights = native_cosmos.state_dict()
+    edit(weights)
+    file = native_file(tmp_path, weights)
+    with pytest.raises(ValueError, match=message):
+        imported(file, trio, tmp_path, config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.pt"]
+
+
+def test_unknown_variants_are_refused(trio: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown variant: its x_embedder.proj.1.weight is \(32, 72\).*2B-Video2World \(2048, 72\)"):
+        imported(native_file(tmp_path), trio, tmp_path, None)
+    with pytest.raises(ValueError, match="lacks x_embedder.proj.1.weight. Its keys are model.weight"):
+        imported(native_file(tmp_path, {"model.weight": torch.zeros(2)}), trio, tmp_path, None)
+
+
+def test_a_config_of_another_architecture_is_refused(trio: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(native_cosmos.CONFIG | {"extra_pos_embed_type": "learnable"}))
+    with pytest.raises(ValueError, match=r"config.json describes no Cosmos-Predict2 network, which has no learnable_pos_embed"):
+        imported(native_file(tmp_path), trio, tmp_path, str(tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize(("ema", "prefix", "message"), [(True, "net.", "has no weight average"), (False, "net_ema.", "set ema=true")])
+def test_the_copy_that_is_not_there_is_named(ema: bool, prefix: str, message: str, trio: Path, tmp_path: Path, config: str) -> None:
+    file = native_file(tmp_path, {f"{prefix}{key}": value for key, value in native_cosmos.state_dict().items()})
+    with pytest.raises(ValueError, match=message):
+        imported(file, trio, tmp_path, config, ema=ema)
+
+
+class Evil:
+    """Would create a file when unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return open, (str(self.target), "w")
+
+
+def test_no_code_of_a_file_is_run(trio: Path, tmp_path: Path, config: str) -> None:
+    file = native_file(tmp_path, {"net.x": Evil(tmp_path / "ran")})
+    with pytest.raises(ValueError, match="not only tensors, and reading them could run code"):
+        imported(file, trio, tmp_path, config)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_files_are_refused(trio: Path, tmp_path: Path, config: str) -> None:
+    file = Path(native_file(tmp_path))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="model.pt is truncated or no PyTorch checkpoint"):
+        imported(str(file), trio, tmp_path, config)
+    file.write_bytes(pickle.dumps([1]))
+    with pytest.raises(ValueError, match="model.pt is truncated or no PyTorch checkpoint"):
+        imported(str(file), trio, tmp_path, config)
+    with pytest.raises(ValueError, match="holds a list, expected a state dict"):
+        imported(native_file(tmp_path, [torch.zeros(2)]), trio, tmp_path, config)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        imported(str(tmp_path / "absent.pt"), trio, tmp_path, config)
+
+
+def test_what_is_missing_or_in_the_way_is_named_before_the_file_is_read(trio: Path, tmp_path: Path, config: str) -> None:
+    (tmp_path / "half" / "vae").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="lacks text_encoder, tokenizer"):
+        import_native("absent.pt", str(tmp_path / "model"), str(tmp_path / "half"), config)
+    with pytest.raises(FileExistsError, match="is there already and not empty"):
+        import_native("absent.pt", str(tmp_path), str(trio), config)
