@@ -131,8 +131,18 @@ def test_sizes_of_a_small_experiment_and_of_one_without_these_parts() -> None:
     assert sizes("cosmos_tiny_vae") == {}
 
 
+def test_several_blocks_and_a_context_are_counted() -> None:
+    experiment, mix = (f"--config={CONF}/{name}.yaml" for name in ("experiment/quickstart_action", "context/mix"))
+    plain = experiment_sizes([experiment])["decoder"]
+    mixed = experiment_sizes([experiment, mix, "--model.block=[1,3]"])["decoder"]
+    width = 256  # of cosmos-tiny: a LayerNorm and a weight for each of two blocks
+    assert mixed - plain == 2 * (2 * width + 1)
+    with pytest.raises(ConfigError, match="MixContext mixes several"):
+        experiment_sizes([experiment, mix])
+
+
 def test_a_block_beyond_the_models_last_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"blocks 0 \.\.\. 27 .*got 28"):
+    with pytest.raises(ConfigError, match=r"\[0, 27\] .*got 28"):
         sizes("libero_goal_action", "--model.block=28")
 
 
