@@ -3,12 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all samples, or one for each
+Grid = Literal["predict2", "predict2_5", "shifted"]
 
 
 class NoiseLevels(ABC):
@@ -137,6 +139,23 @@ def shifted_taus(steps: int = 35, shift: float = 5.0, start: float = 0.999) -> F
         raise ValueError(f"shift must be positive, got {shift}")
     u = torch.linspace(check_tau(start, "start"), 0, steps + 1, dtype=torch.float64)
     return shift * u / (1 + (shift - 1) * u)
+
+
+def inference_taus(grid: Grid, steps: int = 35) -> Float[Tensor, " steps_plus_1"]:
+    """The grid on which a video model's own code samples, in float64, from noise to clean.
+
+    Args:
+        grid: `predict2`, Karras from sigma 80 to 0.002; `predict2_5`, Karras from 200 to 0.01, for Predict2.5 after its
+            post-training; `shifted`, for Predict2.5 before it and at 14B.
+        steps: Its length.
+    """
+    if grid == "predict2":
+        return karras_taus(steps)
+    if grid == "predict2_5":
+        return karras_taus(steps, sigma_max=200.0, sigma_min=0.01)
+    if grid == "shifted":
+        return shifted_taus(steps)
+    raise ValueError(f"unknown grid {grid!r}: choose from {', '.join(get_args(Grid))}")
 
 
 def standard_normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimicvideo import flow
-from mimicvideo.noise import check_tau, karras_taus
+from mimicvideo.noise import Grid, check_tau, inference_taus
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 
 PAPER_TAU = 80 / 81  # sigma = 80, the first level of the official grid, which the paper calls tau = 1
@@ -62,13 +62,14 @@ class DenoisedFuture(Future):
         tau: Where to stop.
         steps: Length of the whole grid, down to clean; 35 is official.
         solver: See `flow.integrate`; ab2 costs one backbone pass a step.
+        grid: Which; see `noise.inference_taus`.
     """
 
-    def __init__(self, tau: float = 0.5, steps: int = 35, solver: flow.Solver = "ab2") -> None:
+    def __init__(self, tau: float = 0.5, steps: int = 35, solver: flow.Solver = "ab2", grid: Grid = "predict2") -> None:
         self.tau = check_tau(tau, "future.tau")
         self.steps = steps
-        grid = karras_taus(steps)
-        self.taus = torch.cat([grid[grid > self.tau + 1e-6], torch.tensor([self.tau], dtype=grid.dtype)])
+        levels = inference_taus(grid, steps)
+        self.taus = torch.cat([levels[levels > self.tau + 1e-6], torch.tensor([self.tau], dtype=levels.dtype)])
         self.solver: flow.Solver = solver
 
     def latents(self, backbone, condition, noise, clean=None):
@@ -85,12 +86,13 @@ class StoppedFuture(DenoisedFuture):
         step: How many steps are integrated before the pass that is read, in [0, steps].
         steps: Length of the whole grid; 35 is official.
         solver: See `flow.integrate`.
+        grid: Which; see `noise.inference_taus`.
     """
 
-    def __init__(self, step: int = 0, steps: int = 35, solver: flow.Solver = "ab2") -> None:
+    def __init__(self, step: int = 0, steps: int = 35, solver: flow.Solver = "ab2", grid: Grid = "predict2") -> None:
         if not 0 <= step <= steps:
             raise ValueError(f"future.step must lie in [0, {steps}], the steps of the grid, got {step}")
-        super().__init__(karras_taus(steps)[step].item(), steps, solver)
+        super().__init__(inference_taus(grid, steps)[step].item(), steps, solver, grid)
 
 
 class OracleFuture(Future):

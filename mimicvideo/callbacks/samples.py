@@ -18,7 +18,7 @@ from mimicvideo.types import Clip
 class SamplesVideos(Protocol):
     """What a module needs for this: real clips, and continuations of their first `observed` latent frames."""
 
-    def sample_videos(self, batch: Clip, steps: int, observed: int | None) -> tuple[Tensor, Tensor]: ...
+    def sample_videos(self, batch: Clip, steps: int, observed: int | None, **guided: float) -> tuple[Tensor, Tensor]: ...
 
 
 class VideoSamples(Callback):
@@ -34,16 +34,20 @@ class VideoSamples(Callback):
         every: Validations from one time to the next.
         observed: Latent frames that are given, so 1 + 4 (observed - 1) frames of the clip.
         fps: Of the videos.
+        guidance: Of the sampling, see `VideoBackbone.denoise`; other than 0 only for modules whose sampling has it.
 
     Raises:
         ValueError: If a number is below 1.
     """
 
-    def __init__(self, samples: int = 4, steps: int = 10, every: int = 1, observed: int = 1, fps: float = 10.0) -> None:
+    def __init__(
+        self, samples: int = 4, steps: int = 10, every: int = 1, observed: int = 1, fps: float = 10.0, guidance: float = 0.0
+    ) -> None:
         for name, value in {"samples": samples, "steps": steps, "every": every, "observed": observed, "fps": fps}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.samples, self.steps, self.every, self.observed, self.fps = samples, steps, every, observed, fps
+        self._guided = {"guidance": guidance} if guidance else {}
         self._validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -61,7 +65,7 @@ class VideoSamples(Callback):
             return
         module: SamplesVideos = pl_module  # type: ignore[assignment]
         first: Clip = {key: value[: self.samples] for key, value in batch.items()}  # type: ignore[index, assignment]
-        real, generated = (video.cpu().numpy() for video in module.sample_videos(first, self.steps, self.observed))
+        real, generated = (video.cpu().numpy() for video in module.sample_videos(first, self.steps, self.observed, **self._guided))
         given = 1 + 4 * (self.observed - 1)
         psnr = [peak_signal_to_noise(one[given:], other[given:]) for one, other in zip(real, generated, strict=True)]
         pl_module.log("val/sample_psnr", float(np.mean(psnr)), batch_size=len(psnr), sync_dist=True)

@@ -30,8 +30,8 @@ class CosmosPredict(VideoBackbone):
 
     Clean frames enter with their mask channel at 1 and the time `conditional_sigma / (1 + conditional_sigma)`, the others
     with tau: a frame-wise timestep. No frame rate is passed: the released weights know none (diffusers issue 14768).
-    Predict2.5 differs in its noise (`noise.ShiftedLogitNormal`), its grids (`noise.karras_taus` from 200 to 0.01 after its
-    post-training, else `noise.shifted_taus`) and, before that training and at 14B, `conditional_sigma: null`.
+    Predict2.5 differs in its noise (`noise.ShiftedLogitNormal`), its grids (`noise.inference_taus`) and, before its post-training
+    and at 14B, `conditional_sigma: null`.
 
     Args:
         pretrained: "cosmos-tiny", a folder with transformer, vae, text_encoder and tokenizer, or a hub id.

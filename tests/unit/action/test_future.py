@@ -5,7 +5,7 @@ import torch
 
 from mimicvideo import flow
 from mimicvideo.action.future import PAPER_TAU, DenoisedFuture, NoiseFuture, OracleFuture, StoppedFuture
-from mimicvideo.noise import karras_taus
+from mimicvideo.noise import karras_taus, shifted_taus
 from mimicvideo.video.backbone import VideoCondition
 from tests.fake_backbone import FakeBackbone, demonstrations
 
@@ -69,6 +69,13 @@ def test_stopping_after_k_steps_costs_k_passes_and_ends_at_level_k(scene, step):
     if step:
         expected = backbone.denoise(expected, karras_taus(35)[: step + 1], condition, "ab2")
     torch.testing.assert_close(got, expected)
+
+
+def test_predict25_is_denoised_on_its_own_grids():
+    torch.testing.assert_close(StoppedFuture(7, grid="predict2_5").taus, karras_taus(35, sigma_max=200, sigma_min=0.01)[:8])
+    torch.testing.assert_close(DenoisedFuture(tau=0.0, steps=10, grid="shifted").taus, shifted_taus(10))
+    with pytest.raises(ValueError, match=r"unknown grid 'linear'.*predict2_5"):
+        DenoisedFuture(grid="linear")
 
 
 @pytest.mark.parametrize("step", [-1, 36])

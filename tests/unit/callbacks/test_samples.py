@@ -34,8 +34,10 @@ class Generator(LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.asked: list[tuple[int, int, int | None]] = []
+        self.guided: list[dict[str, float]] = []
 
-    def sample_videos(self, batch: Any, steps: int = 10, observed: int | None = None) -> tuple[Tensor, Tensor]:
+    def sample_videos(self, batch: Any, steps: int = 10, observed: int | None = None, **guided: float) -> tuple[Tensor, Tensor]:
+        self.guided.append(guided)
         self.asked.append((len(batch["video"]), steps, observed))
         generated = batch["video"].clone()
         generated[:, 1 + 4 * ((observed or 1) - 1) :] += 10
@@ -103,3 +105,10 @@ def test_psnr() -> None:
     black = np.zeros((2, 3), np.uint8)
     assert peak_signal_to_noise(black, black) == 100
     assert peak_signal_to_noise(black, black + 255) == 0
+
+
+@pytest.mark.parametrize(("guidance", "expected"), [(0.0, {}), (7.0, {"guidance": 7.0})])
+def test_guidance_is_handed_on_where_it_is_wanted(tmp_path: Path, guidance: float, expected: dict[str, float]) -> None:
+    module = Generator()
+    fit(tmp_path, VideoSamples(samples=1, guidance=guidance), module, steps=1)
+    assert module.guided == [expected]
