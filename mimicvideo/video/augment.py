@@ -18,6 +18,8 @@ def shuffle_colours(
         probability: In [0, 1].
         generator: On the CPU.
     """
+    if probability == 0:
+        return pixels
     batch = pixels.shape[0]
     order = torch.stack([torch.randperm(3, generator=generator) for _ in range(batch)])
     sign = 1.0 - 2.0 * torch.randint(0, 2, (batch, 3), generator=generator)

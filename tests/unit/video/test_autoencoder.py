@@ -32,7 +32,7 @@ def squares(position: int) -> dict[str, Any]:
 
 class Squares(LightningDataModule):
     def train_dataloader(self) -> Any:
-        return DataLoader([squares(position) for position in range(60)], batch_size=None)
+        return DataLoader([squares(position) for position in range(120)], batch_size=None)
 
     def val_dataloader(self) -> Any:
         return DataLoader([squares(0), squares(1)], batch_size=None)
@@ -48,7 +48,7 @@ def trained(tmp_path_factory) -> tuple[AutoencoderTraining, Path, dict[str, floa
     )
     folder = tmp_path_factory.mktemp("vae")
     trainer = Trainer(
-        max_steps=60,
+        max_steps=120,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -66,7 +66,7 @@ def test_it_learns_more_than_the_mean_colour(trained) -> None:
     _, _, metrics = trained
     pixels = to_pixels(torch.cat([squares(0)["video"], squares(1)["video"]]))
     flat = pixels.mean((2, 3, 4), keepdim=True).expand_as(pixels)
-    assert metrics["val/psnr"] > psnr(flat, pixels).mean().item() + 1.5
+    assert metrics["val/psnr"] > psnr(flat, pixels).mean().item() + 2.5
     assert metrics["train/loss"] == pytest.approx(
         metrics["train/l1"] + 10 * metrics["train/mse"] + 0.5 * metrics["train/edge"] + 1e-6 * metrics["train/kl"], rel=1e-4
     )
