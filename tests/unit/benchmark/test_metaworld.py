@@ -85,7 +85,7 @@ def test_fitting_contract_passes():
         ({"control_hz": 5.0}, ["control_hz.*5.0.*80.0"]),
         ({"actions": ["dx", "dy", "dz"], "proprio": ["x"]}, ["actions: .*'dz'].*'gripper'", "proprio: .*'x'.*'hand_x'"]),
         ({"cameras": []}, ["cameras.*none"]),
-        ({"cameras": [{"name": "front", "height": 32, "width": 32, "view": {}}]}, ["'front'.*corner2"]),
+        ({"cameras": [{"name": "frnt", "height": 32, "width": 32, "view": {}}]}, ["'frnt'.*corner2"]),
         ({"cameras": [{"name": "front", "height": 32, "width": 32, "view": {"distance": 1}}]}, ["'front'.*lookat"]),
         ({"cameras": [{"name": "corner2", "height": 32}]}, ["'corner2'.*width"]),
         (
