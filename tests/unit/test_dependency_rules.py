@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "cli": ["compose", "messages", "callbacks", "provenance"],
     "functions": ["compose", "messages"],
     "sweep": ["compose", "messages"],
-    "check": ["cli", "functions", "messages", "video.sizes", "action.decoder"],
+    "check": ["cli", "functions", "messages", "video.sizes", "action.context", "action.decoder"],
     "__main__": ["check", "cli", "compose", "functions", "sweep", "messages"],
 }
 # Packages and the only places where they may be imported.
