@@ -76,13 +76,14 @@ def integrate(
         slope = velocity(x, tau)
         if solver == "heun":
             slope = (slope + velocity(x + step * slope, next_tau)) / 2
-        clean = x - tau * slope
-        x = x + step * slope
+        following = x + step * slope
         if solver == "ab2":
+            clean = x - tau * slope
             if previous is not None:
                 previous_tau, previous_clean = previous
-                x = x + ab2_correction(previous_tau, tau, next_tau) * (clean - previous_clean)
+                following = following + ab2_correction(previous_tau, tau, next_tau) * (clean - previous_clean)
             previous = tau, clean
+        x = following
     return x
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mimicvideo.folders import check_free, replacing
 from mimicvideo.native_files import network_tensors, read_tensors
 from mimicvideo.video import pretrained as weights
+from mimicvideo.video.sizes import ARCHITECTURES
 
 # Names in NVIDIA's `MinimalV1LVGDiT` (nvidia-cosmos/cosmos-predict2, `models/text2image_dit.py`) and in diffusers'
 # `CosmosTransformer3DModel`; the pairs are those of diffusers' `scripts/convert_cosmos_to_diffusers.py`. Each has one `.weight`.
@@ -46,23 +47,8 @@ _IN_A_BLOCK = {
     "adaln_modulation_mlp.2": "norm3.linear_2",
 }
 
-_PREDICT2 = {
-    "in_channels": 17,  # 16 latent channels and the mask of the clean frames
-    "out_channels": 16,
-    "attention_head_dim": 128,
-    "mlp_ratio": 4.0,
-    "text_embed_dim": 1024,
-    "adaln_lora_dim": 256,
-    "max_size": (128, 240, 240),
-    "patch_size": (1, 2, 2),
-    "concat_padding_mask": True,
-    "extra_pos_embed_type": None,  # NVIDIA's configuration names one, but the checkpoints hold none
-}
 # One network for all resolutions and frame rates (NVIDIA, `configs/base/config_video2world.py`; diffusers' script likewise).
-VARIANTS: dict[str, dict[str, Any]] = {
-    "Cosmos-Predict2-2B-Video2World": {**_PREDICT2, "num_attention_heads": 16, "num_layers": 28, "rope_scale": (1.0, 3.0, 3.0)},
-    "Cosmos-Predict2-14B-Video2World": {**_PREDICT2, "num_attention_heads": 40, "num_layers": 36, "rope_scale": (20 / 24, 2.0, 2.0)},
-}
+VARIANTS = {name: ARCHITECTURES[name] for name in ("Cosmos-Predict2-2B-Video2World", "Cosmos-Predict2-14B-Video2World")}
 _COMPANIONS = tuple(name for name in weights.COMPONENTS if name != "transformer")
 
 

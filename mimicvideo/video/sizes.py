@@ -23,7 +23,7 @@ _COMMON: dict[str, Any] = {
     "max_size": (128, 240, 240),
     "patch_size": (1, 2, 2),
     "concat_padding_mask": True,
-    "extra_pos_embed_type": None,
+    "extra_pos_embed_type": None,  # NVIDIA's configuration names one, but the checkpoints hold none
 }
 _2B = {**_COMMON, "num_attention_heads": 16, "num_layers": 28, "rope_scale": (1.0, 3.0, 3.0)}
 _14B = {**_COMMON, "num_attention_heads": 40, "num_layers": 36}
