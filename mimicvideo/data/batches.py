@@ -10,9 +10,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mimicvideo.data.episodes import Episode, Episodes
 from mimicvideo.data.latents import LatentCache
-from mimicvideo.data.lerobot import LeRobotEpisodes
-from mimicvideo.data.lerobot_tables import Episode
 from mimicvideo.data.sampler import Item
 from mimicvideo.data.window import Tail, Window, fill_tail, proprio_rows
 from mimicvideo.types import Clip, Demonstration
@@ -29,7 +28,7 @@ class Member:
         weight: Relative probability in stage 1.
     """
 
-    source: LeRobotEpisodes
+    source: Episodes
     episode: Episode
     number: int
     weight: float = 1.0

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mimicvideo.data.lerobot import LeRobotEpisodes
-from mimicvideo.data.lerobot_tables import Episode
+from mimicvideo.data.episodes import Episode, Episodes
 from mimicvideo.data.window import Window
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ class LatentCache:
         key: Names the encoder: a hash of its weights.
     """
 
-    def __init__(self, cache_dir: str | Path, source: LeRobotEpisodes, window: Window, key: str) -> None:
+    def __init__(self, cache_dir: str | Path, source: Episodes, window: Window, key: str) -> None:
         self.source, self.window = source, window
         self._about = {
             "version": VERSION,

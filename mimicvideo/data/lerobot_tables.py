@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
+from mimicvideo.data.episodes import Camera, Episode
 from mimicvideo.data.errors import DatasetError
 
 FORMAT = "v3.0"
@@ -29,35 +30,16 @@ class VideoSpan:
 
 
 @dataclass(frozen=True)
-class Episode:
-    """One demonstration.
+class LeRobotEpisode(Episode):
+    """An episode and where its data lie.
 
     Attributes:
-        index: Its number in the dataset.
-        length: Rows, which are video frames.
-        instruction: The sentence that goes with it.
-        task: The task's name in its benchmark; the instruction if the dataset does not say.
         start: Its first row in the table of all rows.
         videos: By the key of the camera's feature.
     """
 
-    index: int
-    length: int
-    instruction: str
-    task: str
     start: int
     videos: dict[str, VideoSpan] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A camera's name, the key of its feature, the size of its pictures, and its pose if the dataset knows it."""
-
-    name: str
-    key: str
-    height: int
-    width: int
-    view: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +54,7 @@ class Tables:
     cameras: dict[str, Camera]
     proprio_names: list[str]  # empty if there is no observation.state
     action_names: list[str]  # of one control step; empty if there is no action
-    episodes: list[Episode]
+    episodes: list[LeRobotEpisode]
     states: Float32[np.ndarray, "rows proprio_dim"]
     actions: Float32[np.ndarray, "rows stride_times_action_dim"]
     files: list[Path]  # everything that was read
@@ -118,10 +100,10 @@ def read_tables(root: str | Path) -> Tables:
     episodes = []
     for number, row in enumerate(listing):
         start = int(starts[number])
-        instruction = row["tasks"][0] if row.get("tasks") else tasks.get(int(rows["task_index"][start]), "") if lengths[number] else ""
+        told = tuple(row.get("tasks") or ()) or ((tasks.get(int(rows["task_index"][start]), ""),) if lengths[number] else ("",))
         videos = {camera.key: span(row, camera.key) for camera in cameras.values() if f"videos/{camera.key}/chunk_index" in row}
-        task = row.get("task_name") or instruction
-        episodes.append(Episode(int(row["episode_index"]), int(lengths[number]), instruction, task, start, videos))
+        task = row.get("task_name") or told[0]
+        episodes.append(LeRobotEpisode(int(row["episode_index"]), int(lengths[number]), told, task, start, videos))
     about_file = root / "meta" / "mimicvideo.json"
     action_width, remainder = divmod(rows[ACTION].shape[1], stride)
     for name, width in (("actions", action_width), ("proprio", rows[STATE].shape[1])):

@@ -3,7 +3,6 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,30 +13,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mimicvideo.data.batches import ClipBatches, DemonstrationBatches, Member
+from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.latents import LatentCache
-from mimicvideo.data.lerobot import LeRobotEpisodes
 from mimicvideo.data.resume import consumed_batches
 from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order, WindowOrder, spread
 from mimicvideo.data.scan import Verify
+from mimicvideo.data.sources import Source, require_same
+from mimicvideo.data.spec import DatasetSpec
 from mimicvideo.data.split import in_turns, validation_episodes
 from mimicvideo.data.statistics import Statistics, cached, window_statistics
 from mimicvideo.data.window import Tail, Window
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """One dataset of several.
-
-    Attributes:
-        root: Its folder.
-        weight: How much more likely each of its clips is drawn than one of weight 1; stage 1 only.
-    """
-
-    root: str
-    weight: float = 1.0
 
 
 class ClipData(LightningDataModule):
@@ -48,7 +36,8 @@ class ClipData(LightningDataModule):
     carries its `position` in the whole training.
 
     Args:
-        root: Folder of a LeRobotDataset v3.0; or give `sources`.
+        root: Folder of a dataset; or give `sources`.
+        spec: What it is, see `DatasetSpec`, or the name of a description in conf/dataset; LeRobot datasets need none.
         cameras: Which cameras, from left to right; may be left out if there is one only.
         observed: Frames up to now, 1 + 4m; 5 is the paper's.
         future: Frames after that, a multiple of 4; 56 is the paper's.
@@ -64,9 +53,9 @@ class ClipData(LightningDataModule):
         task_balanced: Whether every task is equally likely, however many episodes it has.
         num_workers: Processes that load; 0 loads in the training process, which is enough for small data and for cached latents.
         max_bad_fraction: Share of the episodes that may be skipped because they cannot be used.
-        min_rows: Rows that an episode needs; see `LeRobotEpisodes`.
+        min_rows: Rows that an episode needs; see `open_episodes`.
         require_full_windows: Whether an episode shorter than one window counts as one that cannot be used.
-        verify: `quick` or `full`; see `LeRobotEpisodes`.
+        verify: `quick` or `full`; see `open_episodes`.
         ram_cache_gb: Decoded frames kept per process, in 10^9 bytes.
         cache_dir: Where statistics are kept; None is beside the data, or in the user's cache if that cannot be written.
         seed: Of the order of batches.
@@ -78,6 +67,7 @@ class ClipData(LightningDataModule):
     def __init__(
         self,
         root: str | None = None,
+        spec: DatasetSpec | str | None = None,
         cameras: list[str] | None = None,
         observed: int = 5,
         future: int = 56,
@@ -103,6 +93,8 @@ class ClipData(LightningDataModule):
         super().__init__()
         if (root is None) == (not sources):
             raise ValueError("give either root, the folder of a dataset, or sources, several by name (and root: null)")
+        if sources and spec is not None:
+            raise ValueError("with sources, each has its own spec: sources.NAME.spec")
         if (height is None) != (width is None):
             raise ValueError(f"give both height and width, or neither, got height={height}, width={width}")
         for name, value in {"batch_size": batch_size, "validation_windows": validation_windows}.items():
@@ -113,7 +105,7 @@ class ClipData(LightningDataModule):
         if seed < 0 or num_workers < 0:
             raise ValueError(f"seed and num_workers must not be negative, got {seed} and {num_workers}")
         self.window = Window(observed, future, frame_interval)
-        named = sources or {"data": str(root)}
+        named = sources or {"data": Source(str(root), spec=spec)}
         self._sources = {name: source if isinstance(source, Source) else Source(source) for name, source in named.items()}
         self._cameras, self._size = cameras, None if height is None or width is None else (height, width)
         self._batch_size, self._num_workers, self._seed, self._task_balanced = batch_size, num_workers, seed, task_balanced
@@ -126,7 +118,7 @@ class ClipData(LightningDataModule):
             "ram_cache_gb": ram_cache_gb,
         }
         self._cache_dir = cache_dir
-        self.readers: dict[str, LeRobotEpisodes] = {}
+        self.readers: dict[str, Episodes] = {}
         self._training: list[Member] = []
         self._validating: list[Member] = []
         self._latents: dict[int, LatentCache] | None = None
@@ -141,18 +133,17 @@ class ClipData(LightningDataModule):
         """
         if self.readers:
             return
-        readers = {
-            name: LeRobotEpisodes(source.root, self._cameras, size=self._size, **self._reader_options)
-            for name, source in self._sources.items()
+        readers: dict[str, Episodes] = {
+            name: source.open(self._cameras, size=self._size, **self._reader_options) for name, source in self._sources.items()
         }
         self._check_alike(readers)
         training, validating, offset = [], [], 0
         for name, reader in readers.items():
-            held_out = validation_episodes([(episode.index, episode.task) for episode in reader.tables.episodes], **self._split)
+            held_out = validation_episodes([(episode.index, episode.task) for episode in reader.listed], **self._split)
             for episode in reader.episodes:
                 member = Member(reader, episode, offset + episode.index, self._sources[name].weight)
                 (validating if episode.index in held_out else training).append(member)
-            offset += 1 + max(episode.index for episode in reader.tables.episodes)
+            offset += 1 + max(episode.index for episode in reader.listed)
         if not training:
             raise DatasetError("no episode is left to train on: lower validation_fraction, or add episodes")
         self.readers, self._training, self._validating = (
@@ -174,18 +165,17 @@ class ClipData(LightningDataModule):
         """What observations and actions of this data are, for checkpoints and benchmarks; see `action.contract`."""
         self.setup()
         readers = list(self.readers.values())
-        tables = readers[0].tables
         return {
-            "robot": " + ".join(dict.fromkeys(reader.tables.robot for reader in readers)),
-            "control_hz": tables.control_hz,
+            "robot": " + ".join(dict.fromkeys(reader.robot for reader in readers)),
+            "control_hz": readers[0].control_hz,
             "cameras": [
                 {"name": camera.name, "height": camera.height, "width": camera.width, "view": camera.view} for camera in readers[0].cameras
             ],
             "observed": self.window.observed,
             "future": self.window.future,
-            "frame_interval_steps": self.window.frame_interval * tables.stride,
-            "proprio": list(tables.proprio_names),
-            "actions": list(tables.action_names),
+            "frame_interval_steps": self.window.frame_interval * readers[0].stride,
+            "proprio": readers[0].proprio_names,
+            "actions": readers[0].action_names,
         }
 
     def attach_latents(self, encode: Callable[[Tensor], Tensor], key: str, cache_dir: str) -> None:
@@ -288,15 +278,10 @@ class ClipData(LightningDataModule):
                 if now.get(name) != value:
                     log.warning("resuming with other batches than before: %s was %s, now %s", name, value, now.get(name))
 
-    def _check_alike(self, readers: Mapping[str, LeRobotEpisodes]) -> None:
+    def _check_alike(self, readers: Mapping[str, Episodes]) -> None:
         """Raises DatasetError if datasets cannot be mixed."""
-        self._require_same(readers, "pictures", lambda r: (r.cameras[0].height, sum(camera.width for camera in r.cameras)))
-        self._require_same(readers, "frames per second", lambda r: r.tables.control_hz / r.tables.stride)
-
-    def _require_same(self, readers: Mapping[str, LeRobotEpisodes], what: str, value: Callable[[LeRobotEpisodes], Any]) -> None:
-        values = {name: value(reader) for name, reader in readers.items()}
-        if len({repr(value) for value in values.values()}) > 1:
-            raise DatasetError(f"sources differ in {what}: {'; '.join(f'{name} {value}' for name, value in values.items())}")
+        require_same(readers, "pictures", lambda r: (r.cameras[0].height, sum(camera.width for camera in r.cameras)))
+        require_same(readers, "frames per second", lambda r: r.control_hz / r.stride)
 
 
 class DemonstrationData(ClipData):
@@ -344,7 +329,7 @@ class DemonstrationData(ClipData):
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
-        stride = next(iter(self.readers.values())).tables.stride
+        stride = next(iter(self.readers.values())).stride
         self.window = Window(self.window.observed, self.window.future, self.window.frame_interval, self.window.horizon, stride)
 
     def contract(self) -> dict[str, Any]:
@@ -377,15 +362,14 @@ class DemonstrationData(ClipData):
     def _anchors(self, members: Sequence[Member]) -> list[int]:
         return [member.episode.length for member in members]
 
-    def _check_alike(self, readers: Mapping[str, LeRobotEpisodes]) -> None:
+    def _check_alike(self, readers: Mapping[str, Episodes]) -> None:
         super()._check_alike(readers)
         for what in ("stride", "control_hz", "robot", "action_names", "proprio_names"):
-            self._require_same(readers, what, lambda reader, what=what: getattr(reader.tables, what))
+            require_same(readers, what, lambda reader, what=what: getattr(reader, what))
         for reader in readers.values():
-            tables = reader.tables
             for name, given, names in (
-                ("action_dim", self._action_dim, tables.action_names),
-                ("proprio_dim", self._proprio_dim, tables.proprio_names),
+                ("action_dim", self._action_dim, reader.action_names),
+                ("proprio_dim", self._proprio_dim, reader.proprio_names),
             ):
                 if not names:
                     raise DatasetError(f"{reader.root} has videos only, no numbers to take {name} from: it serves stage 1 (ClipData)")

@@ -1,7 +1,6 @@
 """Finds what is wrong with single episodes before training starts: numbers, lengths and videos."""
 
 import functools
-import hashlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +10,10 @@ from typing import Literal
 import numpy as np
 
 from mimicvideo.data.decode import VideoFacts, decode_frames, inspect
-from mimicvideo.data.errors import DatasetError, VideoError
-from mimicvideo.data.lerobot_tables import ACTION, STATE, Camera, Episode, Tables
+from mimicvideo.data.episodes import Camera
+from mimicvideo.data.errors import VideoError
+from mimicvideo.data.hashes import file_sha256
+from mimicvideo.data.lerobot_tables import ACTION, STATE, LeRobotEpisode, Tables
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def find_problems(tables: Tables, cameras: list[Camera], min_rows: int, verify: 
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         log.warning("changed since %s was written (see files in meta/mimicvideo.json): %s%s", tables.root, names, more)
     look = functools.cache(_look)
-    checks: list[Callable[[Episode], str | None]] = [
+    checks: list[Callable[[LeRobotEpisode], str | None]] = [
         lambda episode: _too_short(episode, min_rows),
         lambda episode: _not_finite(tables, episode),
         lambda episode: _video_problem(tables, episode, cameras, look, changed if verify == "quick" else None),
@@ -41,36 +42,11 @@ def find_problems(tables: Tables, cameras: list[Camera], min_rows: int, verify: 
     return {episode.index: text for episode, text in zip(tables.episodes, found, strict=True) if text}
 
 
-def refuse(root: Path, problems: dict[int, str], episodes: int, max_bad_fraction: float) -> None:
-    """Raises DatasetError, listing every bad episode, if there are more of them than allowed or no good one is left."""
-    if not problems or (len(problems) <= max_bad_fraction * episodes and len(problems) < episodes):
-        return
-    lines = "".join(f"\n  episode {index}: {text}" for index, text in problems.items())
-    advice = (
-        "no usable episode is left"
-        if len(problems) == episodes
-        else f"mend or remove them, or allow to skip them with max_bad_fraction={_round_up(len(problems) / episodes)}"
-    )
-    raise DatasetError(f"{len(problems)} of {episodes} episodes of {root} cannot be used: {advice}{lines}")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, computed once per process and state of the file."""
-    stat = path.stat()
-    return _file_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.cache
-def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _too_short(episode: Episode, min_rows: int) -> str | None:
+def _too_short(episode: LeRobotEpisode, min_rows: int) -> str | None:
     return f"it has {episode.length} rows, fewer than {min_rows}" if episode.length < min_rows else None
 
 
-def _not_finite(tables: Tables, episode: Episode) -> str | None:
+def _not_finite(tables: Tables, episode: LeRobotEpisode) -> str | None:
     for key, table in ((ACTION, tables.actions), (STATE, tables.states)):
         bad = ~np.isfinite(table[episode.start : episode.start + episode.length])
         if bad.any():
@@ -98,7 +74,7 @@ def _look(path: Path) -> VideoFacts | str:
 
 
 def _video_problem(
-    tables: Tables, episode: Episode, cameras: list[Camera], look: Callable[[Path], VideoFacts | str], decode: set[Path] | None
+    tables: Tables, episode: LeRobotEpisode, cameras: list[Camera], look: Callable[[Path], VideoFacts | str], decode: set[Path] | None
 ) -> str | None:
     """`decode`: which files to decode wholly; None for all."""
     for camera in cameras:
@@ -120,8 +96,3 @@ def _video_problem(
             except VideoError as error:
                 return f"{name} is damaged: {error}"
     return None
-
-
-def _round_up(fraction: float) -> float:
-    """To two digits, so that what the message advises is enough."""
-    return min(1.0, np.ceil(fraction * 100 - 1e-9) / 100)

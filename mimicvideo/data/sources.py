@@ -1,0 +1,42 @@
+"""The datasets that a training reads: where they lie, what they are, how much they weigh, and whether they go together."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mimicvideo.data.episodes import Episodes
+from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.open import open_episodes
+from mimicvideo.data.spec import DatasetSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset of several.
+
+    Attributes:
+        root: Its folder.
+        weight: How much more likely each of its clips is drawn than one of weight 1; stage 1 only.
+        spec: What it is; see `DatasetSpec`. A name is looked up in conf/dataset.
+        cameras: Its cameras from left to right, where they are not those of the other datasets.
+    """
+
+    root: str
+    weight: float = 1.0
+    spec: DatasetSpec | str | None = None
+    cameras: list[str] | None = None
+
+    def open(self, cameras: list[str] | None, **options: Any) -> Episodes:
+        """The dataset's episodes.
+
+        Raises:
+            DatasetError: If it cannot be used.
+        """
+        return open_episodes(self.root, self.cameras or cameras, spec=self.spec, **options)
+
+
+def require_same(readers: Mapping[str, Episodes], what: str, value: Callable[[Episodes], Any]) -> None:
+    """Raises DatasetError if a property of datasets differs."""
+    values = {name: value(reader) for name, reader in readers.items()}
+    if len({repr(value) for value in values.values()}) > 1:
+        raise DatasetError(f"sources differ in {what}: {'; '.join(f'{name} {value}' for name, value in values.items())}")

@@ -1,0 +1,85 @@
+"""DatasetSpec: what the program must be told about a dataset: which keys are what, rates, names, and how to make it standard."""
+
+import difflib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mimicvideo.data.errors import DatasetError
+
+SPECS = Path(__file__).resolve().parents[2] / "conf" / "dataset"
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One dataset or kind of dataset. What is None follows the format's own custom, where it has one.
+
+    Attributes:
+        format: lerobot, rlds, zarr, hdf5, videos, or auto, which looks at the files.
+        split: Of an RLDS dataset, such as train or val.
+        robot: Its name, if the format does not say.
+        hz: Stored rows per second, if the format does not say.
+        cameras: Keys of the pictures by the names that `cameras` of the data use.
+        proprio: Keys whose numbers, one after another, make a state.
+        actions: Keys whose numbers make a control step's action.
+        instruction: Keys of sentences; all are alternatives.
+        task: Key of the task's name.
+        proprio_names: A name for each number of a state after standardisation.
+        action_names: Likewise.
+        standardise: A function that makes the dataset standard: a name in `mimicvideo.data.standards`, or `package.module:function`.
+        drop_first: Rows to leave out at the start of every episode.
+        drop_last: Rows to leave out at its end.
+    """
+
+    format: str = "auto"
+    split: str = "train"
+    robot: str | None = None
+    hz: float | None = None
+    cameras: dict[str, str] | None = None
+    proprio: list[str] | None = None
+    actions: list[str] | None = None
+    instruction: list[str] | None = None
+    task: str | None = None
+    proprio_names: list[str] | None = None
+    action_names: list[str] | None = None
+    standardise: str | None = None
+    drop_first: int = 0
+    drop_last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hz is not None and not self.hz > 0:
+            raise ValueError(f"hz must be positive, got {self.hz}")
+        if self.drop_first < 0 or self.drop_last < 0:
+            raise ValueError(f"drop_first and drop_last must not be negative, got {self.drop_first} and {self.drop_last}")
+
+
+def load_spec(spec: DatasetSpec | str | None) -> DatasetSpec:
+    """A spec as it is, of a name in conf/dataset or of a yaml file.
+
+    Raises:
+        DatasetError: If there is no such name or file, or it does not describe a dataset.
+    """
+    if spec is None:
+        return DatasetSpec()
+    if isinstance(spec, DatasetSpec):
+        return spec
+    path = Path(spec) if spec.endswith((".yaml", ".yml")) else SPECS / f"{spec}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in SPECS.glob("*.yaml"))
+        close = difflib.get_close_matches(spec, known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise DatasetError(f"there is no dataset description {spec!r}{hint}: give one of {', '.join(known)}, or a yaml file")
+    content: Any = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} describes no dataset: it holds no mapping")
+    known = [field.name for field in fields(DatasetSpec)]
+    if unknown := [key for key in content if key not in known]:
+        close = difflib.get_close_matches(str(unknown[0]), known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise DatasetError(f"{path}: unknown key {unknown[0]!r}{hint}; a dataset description has {', '.join(known)}")
+    try:
+        return DatasetSpec(**content)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{path}: {error}") from error
