@@ -39,6 +39,7 @@ def rollout(
     max_steps: int | None = None,
     num_workers: int | None = None,
     envs_per_worker: int = 2,
+    simulator_timeout: float = 300.0,
     device: str = "auto",
     videos: int = 2,
     run_dir: str = "runs/rollout",
@@ -66,6 +67,7 @@ def rollout(
         num_workers: Simulator processes; one for each core by default.
         envs_per_worker: Environments in each. With two or more and a GPU, half of them step while it plans for the other half; on
             a CPU, planning and stepping would only take the cores from each other.
+        simulator_timeout: Seconds without an answer after which a simulator counts as hung; its episode ends with an error.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         videos: Episodes of each task that are recorded, the first ones.
         run_dir: Where everything is written.
@@ -85,6 +87,8 @@ def rollout(
     check_range("episodes", episodes)
     workers = check_range("num_workers", len(os.sched_getaffinity(0)) if num_workers is None else num_workers)
     check_range("envs_per_worker", envs_per_worker)
+    if not simulator_timeout > 0:
+        raise ValueError(f"simulator_timeout must be positive seconds, got {simulator_timeout}")
     folder = Path(run_dir)
     if (folder / RESULTS).exists() and not overwrite:
         raise FileExistsError(f"{folder} holds the results of another rollout: choose another run_dir, or set overwrite=true")
@@ -100,7 +104,8 @@ def rollout(
     clean(folder)
     (folder / "rollout.yaml").write_text(yaml.safe_dump(arguments, sort_keys=False))
     interval, fps = contract["frame_interval_steps"], contract["control_hz"] / FILM_EVERY
-    protocol = Protocol(contract, execute, planner.observed, interval, planner.future, steps, FILM_EVERY, fps, folder / "videos")
+    seen = (planner.observed, interval, planner.future)
+    protocol = Protocol(contract, execute, *seen, steps, FILM_EVERY, fps, folder / "videos", simulator_timeout)
     jobs = Jobs(tasks, episodes, seed, videos)
     together = control == "shuffle_context" or device == "cpu"
     finished = play(benchmark, protocol, planner, jobs, workers, envs_per_worker, together, folder)

@@ -36,6 +36,7 @@ class Protocol:
         film_every: Control steps between two frames of a recorded video.
         fps: Of a recorded video.
         videos: Folder for them.
+        timeout: Seconds to wait for an environment before it counts as hung: its process is ended and a new one started.
     """
 
     contract: dict[str, Any]
@@ -47,6 +48,7 @@ class Protocol:
     film_every: int
     fps: float
     videos: Path
+    timeout: float
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class Workers:
     """
 
     def __init__(self, benchmark: Benchmark, protocol: Protocol, num_workers: int, slots: int) -> None:
-        self._arguments = (benchmark, protocol)
+        self._arguments, self._timeout = (benchmark, protocol), protocol.timeout
         self._context = multiprocessing.get_context("spawn")
         self._of_slot = [slot % num_workers for slot in range(slots)]
         self._waiting: list[list[int]] = [[] for _ in range(num_workers)]  # slots that owe a reply
@@ -228,13 +230,18 @@ class Workers:
             self._bury(worker)
 
     def receive(self, slot: int) -> Observed | Finished:
-        """Waits for a slot's reply. If its process has died, the episodes in it are finished with an error."""
+        """Waits for a slot's reply. If its process has died or hangs, the episodes in it are finished with an error."""
         worker = self._of_slot[slot]
         while slot not in self._replies:
             try:
-                other, reply = self._connections[worker].recv()
+                hangs = not self._connections[worker].poll(self._timeout)
+                other, reply = (slot, None) if hangs else self._connections[worker].recv()
             except (EOFError, OSError):
                 self._bury(worker)
+                continue
+            if reply is None:
+                self._processes[worker].kill()
+                self._bury(worker, f"the simulator did not answer for {self._timeout:g} s (simulator_timeout) and was ended")
             else:
                 self._waiting[worker].remove(other)
                 self._replies[other] = reply
@@ -248,10 +255,10 @@ class Workers:
         there.close()
         self._processes[worker], self._connections[worker] = process, here
 
-    def _bury(self, worker: int) -> None:
+    def _bury(self, worker: int, error: str | None = None) -> None:
         process = self._processes[worker]
         process.join(5)
-        error = f"the simulator's process died with exit code {process.exitcode}"
+        error = error or f"the simulator's process died with exit code {process.exitcode}"
         for slot in self._waiting[worker]:
             self._replies[slot] = Finished(error=error)
         self._waiting[worker] = []

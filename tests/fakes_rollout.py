@@ -6,6 +6,7 @@ Worker processes import this file, so torch is imported only where it is used.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +73,8 @@ class PointEnv(Environment):
         if trouble and self.steps == 4:
             if trouble == "raise":
                 raise RuntimeError("the simulation is unstable")
+            if trouble == "hang":
+                time.sleep(600)
             os._exit(7)
         self.steps += 1
         self.position = self.position + SPEED * np.clip(action, -1, 1)
@@ -94,7 +97,7 @@ class PointEnv(Environment):
 
 
 class PointBenchmark(Benchmark):
-    """`trouble` says in which task an environment raises or takes its process down; `gl` whether pictures can be made at all."""
+    """`trouble` says in which task an environment raises, takes its process down or hangs; `gl` whether pictures can be made at all."""
 
     def __init__(
         self, tasks: list[str] | None = None, hidden: bool = False, trouble: dict[str, str] | None = None, gl: bool = True

@@ -33,7 +33,7 @@ def run(tmp_path: Path, **arguments: Any) -> Evaluation:
 
 
 def protocol(tmp_path: Path, **changes: Any) -> Protocol:
-    given = {"execute": 4, "observed": 5, "interval": 3, "future": 0, "max_steps": 60, "film_every": 4, "fps": 5.0}
+    given = {"execute": 4, "observed": 5, "interval": 3, "future": 0, "max_steps": 60, "film_every": 4, "fps": 5.0, "timeout": 60.0}
     return Protocol(contract=CONTRACT, videos=tmp_path, **{**given, **changes})
 
 
@@ -182,11 +182,14 @@ def test_a_slot_keeps_its_task_and_first_slots_differ() -> None:
 # ---- what goes wrong ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("trouble", "message"), [("raise", "RuntimeError: the simulation is unstable"), ("die", "exit code 7")])
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [("raise", "RuntimeError: the simulation is unstable"), ("die", "exit code 7"), ("hang", "did not answer for 8 s")],
+)
 def test_a_broken_environment_costs_its_episode_and_not_the_run(tmp_path: Path, policy: PointPolicy, trouble: str, message: str) -> None:
     benchmark = PointBenchmark(trouble={"right": trouble})
     with pytest.raises(RuntimeError, match=rf"2 of 6 episodes ended with an error.*right.*{message}"):
-        run(tmp_path, benchmark=benchmark, episodes=2, num_workers=3, envs_per_worker=1)
+        run(tmp_path, benchmark=benchmark, episodes=2, num_workers=3, envs_per_worker=1, simulator_timeout=8.0)
     evaluation = Evaluation.read(tmp_path / "run")
     assert (evaluation.tasks["right"].episodes, evaluation.tasks["right"].errors) == (0, 2)
     assert evaluation.overall.successes == evaluation.overall.episodes == 4
