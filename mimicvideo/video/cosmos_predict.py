@@ -17,7 +17,7 @@ from mimicvideo.video import wan
 from mimicvideo.video.adaptation import Adaptation, Frozen, Full, fuse, injected_config
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 from mimicvideo.video.padding_mask import provide_resize
-from mimicvideo.video.prompts import PromptEncoder
+from mimicvideo.video.reason_prompts import prompt_encoder, reduce_once
 
 provide_resize()
 # Values in the VAE's widest activation: in one pass over several clips (a CPU's caches are small), and of a clip that may pass whole.
@@ -75,13 +75,14 @@ class CosmosPredict(VideoBackbone):
         self.vae = weights.load_module(AutoencoderKLWan, self.folder / "vae", self.dtype).requires_grad_(False)
         wan.speed_up_images(self.vae)
         self.transformer = self._load_transformer()
-        self.prompts = PromptEncoder(self.folder, prompt_tokens, self.dtype, prompt_cache)
+        self.prompts = prompt_encoder(self.folder, prompt_tokens, self.dtype, prompt_cache)
         self._check_parts()
         self.hidden_dim = self.transformer.config["num_attention_heads"] * self.transformer.config["attention_head_dim"]
         self.num_blocks = len(self.transformer.transformer_blocks)
         self._fused: dict[str, Any] | None = None  # what was fused into the weights, to be saved with a policy
 
         adaptation.apply(self.transformer, self.prompts)
+        reduce_once(self.transformer, self.prompts)
         # The parameters that no pretrained file holds, under diffusers' names and whoever freezes them later.
         self.own_names = {
             name.replace(".base_layer.", ".")
@@ -185,6 +186,9 @@ class CosmosPredict(VideoBackbone):
 
     def encode_prompt(self, prompts: list[str]) -> Float[Tensor, "batch prompt_tokens prompt_dim"]:
         return self.prompts(prompts, self.device)
+
+    def no_prompt(self) -> Float[Tensor, "prompt_tokens prompt_dim"]:
+        return self.prompts.no_prompt(self.device)
 
     # -- the network ---------------------------------------------------------------------------------------------------
 
