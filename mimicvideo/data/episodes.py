@@ -9,13 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.hashes import file_sha256
+
+if TYPE_CHECKING:
+    from mimicvideo.data.representation import Representation
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,8 @@ class Episodes(ABC):
     Raises:
         DatasetError: If pictures cannot stand side by side, or too many episodes cannot be used.
     """
+
+    representation: "Representation | None" = None  # what a window's actions are made with; see `View`
 
     def __init__(
         self,

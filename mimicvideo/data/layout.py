@@ -120,7 +120,7 @@ class Layout:
             modes.extend("identity" if group.kind == "rotation" else mode for _ in range(group.learned_width))
         return modes
 
-    def learn(self, stored: Mapping[str, Shaped[np.ndarray, "steps _"]]) -> Float[np.ndarray, "steps learned_dim"]:
+    def learn(self, stored: Mapping[str, Shaped[np.ndarray, "_ _"]]) -> Float[np.ndarray, "steps learned_dim"]:
         """An episode's vectors in learnable form: rotations as 6-D, grippers in the learned convention, poses as they are stored.
 
         Args:
