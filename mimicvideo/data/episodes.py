@@ -120,6 +120,10 @@ class Episodes(ABC):
         everything = sum(episode.length for episode in self.episodes) * self.frame_bytes
         self._all_fit = everything <= self._cache_limit
 
+    def interface(self) -> dict[str, Any]:
+        """What a policy's contract says beyond names and rates; see `View`."""
+        return {}
+
     @property
     def frame_bytes(self) -> int:
         """Bytes of one decoded row, all cameras."""

@@ -167,6 +167,12 @@ class Layout:
             result[..., list(group.dims)] = columns[group.name]
         return result
 
+    def command_names(self, stored: Sequence[str]) -> list[str]:
+        """A name for each number of `store`; `stored` are those of the dataset's vector."""
+        if all(group.source == self.vector for group in self.groups):
+            return list(stored)
+        return [f"{group.name}_{place}" for group in self.groups for place in range(len(group.dims))]
+
     def _learn(self, group: Group, values: np.ndarray) -> np.ndarray:
         if group.kind == "gripper":
             assert group.gripper is not None

@@ -78,6 +78,18 @@ class View(Episodes):
         self.episodes = [episode for episode in self.listed if episode.index not in self.skipped]
         self._numbers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
+    def interface(self) -> dict[str, Any]:
+        """What a policy's contract says of the representation: its description, and the names of what an environment gives and takes."""
+        if self.representation is None:
+            return {}
+        return {
+            "representation": self.description,
+            "environment": {
+                "proprio": self.stored_names["proprio"],
+                "actions": self.representation.actions.command_names(self.stored_names["actions"]),
+            },
+        }
+
     @property
     def frame_bytes(self) -> int:
         return self.source.frame_bytes
