@@ -93,22 +93,28 @@ def proprio_rows(row: int, history: int) -> Int[np.ndarray, " history"]:
 
 
 def fill_tail(
-    actions: Float[np.ndarray, "*steps action_dim"], beyond: Bool[np.ndarray, "*steps"], tail: Tail, hold_dims: tuple[int, ...] = ()
+    actions: Float[np.ndarray, "*steps action_dim"],
+    beyond: Bool[np.ndarray, "*steps"],
+    tail: Tail,
+    hold_dims: tuple[int, ...] = (),
+    neutral: Float[np.ndarray, " action_dim"] | None = None,
 ) -> Float[np.ndarray, "*steps action_dim"]:
     """What the actions beyond an episode's end are.
 
     Args:
         actions: Already held at the episode's last action there.
         beyond: Where that is.
-        tail: `repeat` keeps the last action, right for absolute targets and the official code's choice; `zero_delta` sets it to zero,
-            which means "stay" for deltas.
+        tail: `repeat` keeps the last action, right for absolute targets and the official code's choice; `zero_delta` sets it to
+            `neutral`, which means "stay" for deltas.
         hold_dims: Dimensions that keep their last value under `zero_delta`, such as a gripper command.
+        neutral: The action that changes nothing; None is zero. 6-D rotations need their identity, see `Representation.neutral`.
     """
     if tail == "repeat" or not beyond.any():
         return actions
     moves = np.ones(actions.shape[-1], dtype=bool)
     moves[list(hold_dims)] = False
-    return np.where(beyond[..., None] & moves, np.zeros((), actions.dtype), actions)
+    stay = np.zeros((), actions.dtype) if neutral is None else neutral.astype(actions.dtype)
+    return np.where(beyond[..., None] & moves, stay, actions)
 
 
 def _nearest(value: int, remainder: int) -> str:
