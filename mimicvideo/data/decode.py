@@ -14,6 +14,7 @@ from av.video.stream import VideoStream
 from jaxtyping import Int, UInt8
 
 from mimicvideo.data.errors import VideoError
+from mimicvideo.data.remote import fetched
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class VideoFacts:
     frames: int
     height: int
     width: int
+    fps: float
 
 
 _intervals: dict[Path, int] = {}  # frames between keyframes by file: long files have long indices
@@ -47,7 +49,7 @@ def inspect(path: Path) -> VideoFacts:
         if not frames:  # a container without an index: count its packets
             container.seek(0, stream=stream)
             frames = sum(packet.size > 0 for packet in container.demux(stream))
-        return VideoFacts(frames, first.height, first.width)
+        return VideoFacts(frames, first.height, first.width, float(stream.average_rate or stream.guessed_rate or 0))
 
 
 def decode_frames(
@@ -113,7 +115,7 @@ def resize(
 @contextmanager
 def _open(path: Path, strict: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its first video stream; whatever FFmpeg complains about inside becomes a VideoError."""
-    if not path.is_file():
+    if not fetched(path).is_file():
         raise VideoError("there is no such file")
     try:
         with av.open(str(path)) as container:

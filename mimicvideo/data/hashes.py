@@ -4,10 +4,12 @@ import functools
 import hashlib
 from pathlib import Path
 
+from mimicvideo.data.remote import fetched
+
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, as hexadecimal digits."""
-    stat = path.stat()
+    stat = fetched(path).stat()
     return _file_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
 

@@ -1,4 +1,4 @@
-"""LeRobotEpisodes: a LeRobotDataset v3.0 on disk as episodes of frames, states and actions. It needs pyarrow and PyAV only."""
+"""LeRobotEpisodes: a LeRobotDataset on disk as episodes of frames, states and actions. It needs pyarrow and PyAV only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,9 @@ from mimicvideo.data.scan import Verify, find_problems
 
 
 class LeRobotEpisodes(Episodes):
-    """Reads what LeRobot itself or LeRobotWriter wrote: several episodes per parquet and mp4 file, any camera prefix.
+    """Reads what LeRobot itself (v2.0 to v3.0) or LeRobotWriter wrote, with any number of episodes per file and any camera prefix.
+
+    This is for datasets with `observation.state`, `action` and videos; LeRobotStore reads others by a description.
 
     Args:
         root: The dataset's folder.
@@ -38,7 +40,7 @@ class LeRobotEpisodes(Episodes):
     ) -> None:
         tables: Tables = read_tables(root)
         if not tables.cameras:
-            raise DatasetError(f"{tables.root} has no video features: LeRobot's image features are not read, convert them to video")
+            raise DatasetError(f"{tables.root} has no video features: open_episodes also reads pictures that are in the rows")
         stored = choose_cameras(tables.root, tables.cameras, cameras)
         self.tables = tables
         super().__init__(

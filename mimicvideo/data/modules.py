@@ -57,6 +57,7 @@ class ClipData(LightningDataModule):
         require_full_windows: Whether an episode shorter than one window counts as one that cannot be used.
         verify: `quick` or `full`; see `open_episodes`.
         ram_cache_gb: Decoded frames kept per process, in 10^9 bytes.
+        remote_cache_gb: Copies of files of remote datasets (roots such as s3://…) kept on disk, in 10^9 bytes.
         cache_dir: Where statistics are kept; None is beside the data, or in the user's cache if that cannot be written.
         seed: Of the order of batches.
 
@@ -87,6 +88,7 @@ class ClipData(LightningDataModule):
         require_full_windows: bool = False,
         verify: Verify = "quick",
         ram_cache_gb: float = 2.0,
+        remote_cache_gb: float = 100.0,
         cache_dir: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -116,6 +118,7 @@ class ClipData(LightningDataModule):
             "min_rows": max(min_rows, self.window.span) if require_full_windows else min_rows,
             "verify": verify,
             "ram_cache_gb": ram_cache_gb,
+            "remote_cache_gb": remote_cache_gb,
         }
         self._cache_dir = cache_dir
         self.readers: dict[str, Episodes] = {}

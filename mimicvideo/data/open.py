@@ -6,6 +6,7 @@ from typing import Any
 
 from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.remote import DEFAULT_GB, files_below, is_remote, local_folder
 from mimicvideo.data.spec import DatasetSpec, load_spec
 from mimicvideo.data.store import Store
 
@@ -13,49 +14,54 @@ FORMATS = ("lerobot", "rlds", "zarr", "hdf5", "videos")
 
 
 def open_episodes(
-    root: str | Path, cameras: Sequence[str] | None = None, *, spec: DatasetSpec | str | None = None, **options: Any
+    root: str | Path,
+    cameras: Sequence[str] | None = None,
+    *,
+    spec: DatasetSpec | str | None = None,
+    remote_cache_gb: float = DEFAULT_GB,
+    **options: Any,
 ) -> Episodes:
     """Opens a dataset of any format.
 
     Args:
-        root: Its folder or file.
+        root: Its folder or file, or a folder's URL that fsspec knows, such as s3://…; see `remote`.
         cameras: See the class that is returned.
         spec: Its description, a name in conf/dataset, or a yaml file; None does for LeRobot datasets.
+        remote_cache_gb: What copies of remote files may take on disk, in 10^9 bytes.
         options: `size`, `min_rows`, `max_bad_fraction`, `verify` and `ram_cache_gb`.
 
     Raises:
         DatasetError: If there is no dataset, or it cannot be used.
     """
     described = load_spec(spec)
-    kind = detect(Path(root).expanduser()) if described.format == "auto" else described.format
+    path = local_folder(str(root), limit_gb=remote_cache_gb) if is_remote(root) else Path(root).expanduser()
+    kind = detect(path) if described.format == "auto" else described.format
     if kind == "lerobot" and described in (DatasetSpec(), DatasetSpec(format="lerobot")):
         from mimicvideo.data.lerobot import LeRobotEpisodes
+        from mimicvideo.data.lerobot_meta import read_meta
 
-        return LeRobotEpisodes(root, cameras, **options)
+        if not read_meta(path).images:
+            return LeRobotEpisodes(path, cameras, **options)
     from mimicvideo.data.stored import StoredEpisodes
 
-    return StoredEpisodes(open_store(Path(root).expanduser(), kind, described), described, cameras, **options)
+    return StoredEpisodes(open_store(path, kind, described), described, cameras, **options)
 
 
 def detect(root: Path) -> str:
     """The format of what lies there, judged by its files; `lerobot` if nothing is known, whose reader says what is missing."""
     if root.is_file():
-        return "hdf5" if root.suffix in (".hdf5", ".h5") else "zarr" if root.name.endswith(".zip") else "lerobot"
+        return "hdf5" if root.suffix in (".hdf5", ".h5") else "zarr" if root.suffix == ".zip" else "lerobot"
     if (root / "meta" / "info.json").is_file():
         return "lerobot"
     if any(root.glob("features.json")) or any(root.glob("*/features.json")):
         return "rlds"
-    if any(root.glob("*.hdf5")) or any(root.glob("*.h5")):
-        return "hdf5"
-    if any((folder / mark).is_file() for folder in (root, *_folders(root)) for mark in (".zgroup", ".zattrs", "zarr.json")):
-        return "zarr"
-    if any(root.rglob("*.mp4")):
-        return "videos"
-    return "lerobot"
-
-
-def _folders(root: Path) -> list[Path]:
-    return [child for child in root.iterdir() if child.is_dir()] if root.is_dir() else []
+    endings: dict[str, tuple[str, ...]] = {
+        "hdf5": (".hdf5", ".h5"),
+        "zarr": (".zgroup", ".zarray", "zarr.json", ".zarr.zip"),
+        "videos": (".mp4",),
+    }
+    names = files_below(root) if root.is_dir() else []
+    return next((kind for kind, ends in endings.items() if any(name.endswith(ends) for name in names)), "lerobot")
 
 
 def open_store(root: Path, kind: str, spec: DatasetSpec) -> Store:
@@ -83,5 +89,5 @@ def open_store(root: Path, kind: str, spec: DatasetSpec) -> Store:
     if kind == "videos":
         from mimicvideo.data.video_folder import VideoFolderStore
 
-        return VideoFolderStore(root)
+        return VideoFolderStore(root, spec.hz)
     raise DatasetError(f"unknown dataset format {kind!r}: use auto, {', '.join(FORMATS)}")

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,9 @@ from mimicvideo.data.decode import VideoFacts, decode_frames, inspect
 from mimicvideo.data.episodes import Camera
 from mimicvideo.data.errors import VideoError
 from mimicvideo.data.hashes import file_sha256
+from mimicvideo.data.lerobot_meta import Listed
 from mimicvideo.data.lerobot_tables import ACTION, STATE, LeRobotEpisode, Tables
+from mimicvideo.data.remote import awaits
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +28,13 @@ def find_problems(tables: Tables, cameras: list[Camera], min_rows: int, verify: 
     `quick` opens every video file, counts its frames in its index and decodes the first; it decodes a file wholly only if it is not the
     one that LeRobotWriter wrote. `full` decodes everything. Files that were changed but are sound are warned of.
     """
-    changed = _changed_files(tables, cameras)
-    if changed:
-        names = ", ".join(path.relative_to(tables.root).as_posix() for path in sorted(changed)[:5])
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        log.warning("changed since %s was written (see files in meta/mimicvideo.json): %s%s", tables.root, names, more)
-    look = functools.cache(_look)
+    videos = {episode.videos[camera.key].path for episode in tables.episodes for camera in cameras if camera.key in episode.videos}
+    changed = changed_files(tables.root, tables.manifest, {*tables.files, *videos})
+    cached = functools.cache(look)
     checks: list[Callable[[LeRobotEpisode], str | None]] = [
         lambda episode: _too_short(episode, min_rows),
         lambda episode: _not_finite(tables, episode),
-        lambda episode: _video_problem(tables, episode, cameras, look, changed if verify == "quick" else None),
+        lambda episode: video_problem(tables.root, tables.fps, episode, cameras, cached, changed if verify == "quick" else None),
     ]
     with ThreadPoolExecutor(4) as pool:  # FFmpeg and SHA-256 run outside Python's lock
         found = pool.map(lambda episode: next((text for check in checks if (text := check(episode))), None), tables.episodes)
@@ -56,16 +55,20 @@ def _not_finite(tables: Tables, episode: LeRobotEpisode) -> str | None:
     return None
 
 
-def _changed_files(tables: Tables, cameras: list[Camera]) -> set[Path]:
-    """Files whose SHA-256 is not the one that was recorded when they were written."""
-    videos = {episode.videos[camera.key].path for episode in tables.episodes for camera in cameras if camera.key in episode.videos}
-    recorded = {path: tables.manifest.get(path.relative_to(tables.root).as_posix()) for path in (*tables.files, *videos)}
+def changed_files(root: Path, manifest: Mapping[str, str], files: Collection[Path]) -> set[Path]:
+    """Those of the files whose SHA-256 is not the one that was recorded when they were written; a warning names them."""
+    recorded = {path: manifest.get(path.relative_to(root).as_posix()) for path in files}
     present = [path for path, digest in recorded.items() if digest is not None and path.is_file()]
     with ThreadPoolExecutor(4) as pool:
-        return {path for path, digest in zip(present, pool.map(file_sha256, present), strict=True) if digest != recorded[path]}
+        changed = {path for path, digest in zip(present, pool.map(file_sha256, present), strict=True) if digest != recorded[path]}
+    if changed:
+        names = ", ".join(path.relative_to(root).as_posix() for path in sorted(changed)[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        log.warning("changed since %s was written (see files in meta/mimicvideo.json): %s%s", root, names, more)
+    return changed
 
 
-def _look(path: Path) -> VideoFacts | str:
+def look(path: Path) -> VideoFacts | str:
     """What a file holds, or why it cannot be read."""
     try:
         return inspect(path)
@@ -73,15 +76,22 @@ def _look(path: Path) -> VideoFacts | str:
         return str(error)
 
 
-def _video_problem(
-    tables: Tables, episode: LeRobotEpisode, cameras: list[Camera], look: Callable[[Path], VideoFacts | str], decode: set[Path] | None
+def video_problem(
+    root: Path,
+    fps: float,
+    episode: LeRobotEpisode | Listed,
+    cameras: Iterable[Camera],
+    look: Callable[[Path], VideoFacts | str],
+    decode: Collection[Path] | None,
 ) -> str | None:
-    """`decode`: which files to decode wholly; None for all."""
+    """What is wrong with an episode's videos. `decode`: which files to decode wholly; None for all."""
     for camera in cameras:
         span = episode.videos.get(camera.key)
         if span is None:
             return f"it has no video of camera {camera.name}"
-        name = f"its video {span.path.relative_to(tables.root).as_posix()}"
+        if decode is not None and awaits(span.path):
+            continue  # the remote folder has it; more is told when it is fetched
+        name = f"its video {span.path.relative_to(root).as_posix()}"
         facts = look(span.path)
         if isinstance(facts, str):
             return f"{name} is unreadable: {facts}"
@@ -92,7 +102,7 @@ def _video_problem(
             return f"{name} is {facts.height} x {facts.width} pixels, meta/info.json says {camera.height} x {camera.width}"
         if decode is None or span.path in decode:
             try:
-                decode_frames(span.path, range(span.first, span.first + episode.length), tables.fps, strict=True)
+                decode_frames(span.path, range(span.first, span.first + episode.length), fps, strict=True)
             except VideoError as error:
                 return f"{name} is damaged: {error}"
     return None

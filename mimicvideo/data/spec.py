@@ -22,8 +22,11 @@ class DatasetSpec:
         robot: Its name, if the format does not say.
         hz: Stored rows per second, if the format does not say.
         cameras: Keys of the pictures by the names that `cameras` of the data use.
+        rotate_180: Cameras, by the same names, whose stored pictures stand on their heads and are turned by 180 degrees.
         proprio: Keys whose numbers, one after another, make a state.
         actions: Keys whose numbers make a control step's action.
+        interpolate: Keys of numbers that change steadily, for datasets whose streams have times of their own: they are interpolated to
+            the rows' times, others take the nearest. None means those of `proprio`.
         instruction: Keys of sentences; all are alternatives.
         task: Key of the task's name.
         proprio_names: A name for each number of a state after standardisation.
@@ -38,8 +41,10 @@ class DatasetSpec:
     robot: str | None = None
     hz: float | None = None
     cameras: dict[str, str] | None = None
+    rotate_180: list[str] | None = None
     proprio: list[str] | None = None
     actions: list[str] | None = None
+    interpolate: list[str] | None = None
     instruction: list[str] | None = None
     task: str | None = None
     proprio_names: list[str] | None = None

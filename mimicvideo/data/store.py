@@ -34,11 +34,14 @@ class Store(ABC):
         root: The dataset's folder or file.
         robot: Its name; `unknown` if the format does not say.
         hz: Rows per second; None if the format does not say.
+        stride: Control steps per row; a row of actions holds those of all its steps, one after another.
         entries: All episodes.
         cameras: Height and width of the pictures by key.
         keys: Shape of one row of numbers by key, `()` for plain numbers.
         text_keys: Where sentences are.
-        defaults: Which keys are `proprio`, `actions` and `instruction` where the format has a custom; lists of keys.
+        defaults: Which keys are `proprio`, `actions`, `instruction` and `task` where the format has a custom; lists of keys.
+        names: Names of the numbers of a key, of one control step, where the format has them.
+        views: Poses of cameras by key, where it has them.
 
     Opening raises `DatasetError` if the dataset is missing, empty, damaged or of a version that this does not read.
     """
@@ -46,11 +49,14 @@ class Store(ABC):
     root: Path
     robot: str = "unknown"
     hz: float | None = None
+    stride: int = 1
     entries: Sequence[Entry]
     cameras: Mapping[str, tuple[int, int]]
     keys: Mapping[str, tuple[int, ...]]
     text_keys: Sequence[str] = ()
     defaults: Mapping[str, Sequence[str]] = {}
+    names: Mapping[str, Sequence[str]] = {}
+    views: Mapping[str, dict[str, Any]] = {}
 
     @abstractmethod
     def numbers(self, entry: Entry, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -87,5 +93,17 @@ class Store(ABC):
         """The files that hold numbers and sentences, and those that hold pictures of these cameras; one file may be both."""
 
     def times(self, entry: Entry, key: str) -> Float64[np.ndarray, " rows"] | None:
-        """Seconds since the episode's start at which each row of a key was taken; None if rows are `1 / hz` apart."""
+        """Seconds at which each row of a key was taken, from any start that all keys of the entry share; None if they are `1 / hz` apart.
+
+        Raises:
+            DatasetError: As for `numbers`.
+        """
         return None
+
+    def size(self, entry: Entry, key: str) -> tuple[int, int]:
+        """Height and width of an entry's pictures; another than in `cameras` is read only if pictures are resized."""
+        return self.cameras[key]
+
+    def camera_name(self, key: str) -> str:
+        """What a camera is called where the description does not name it: the last part of its key."""
+        return key.rsplit("/", 1)[-1]

@@ -1,7 +1,9 @@
 """StoredEpisodes: a dataset of any format and its description become episodes."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
+from mimicvideo.data.align import Rows
 from mimicvideo.data.episodes import Camera, Episode, Episodes, choose_cameras
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.scan import Verify
@@ -27,18 +30,24 @@ class StoredEpisode(Episode):
     Attributes:
         entry: Where its pictures are.
         kept: The stored row of each row.
-        actions: Float32[rows, action_dim].
+        pictures: By key, the picture of each stored row, for cameras with times of their own.
+        actions: Float32[steps, action_dim].
         proprio: Float32[rows, proprio_dim].
     """
 
     entry: Entry
     kept: np.ndarray = field(repr=False, compare=False)
+    pictures: dict[str, np.ndarray] = field(repr=False, compare=False)
     actions: np.ndarray = field(repr=False, compare=False)
     proprio: np.ndarray = field(repr=False, compare=False)
 
 
 class StoredEpisodes(Episodes):
     """Reads all numbers at once and pictures when they are asked for.
+
+    Rows are the pictures of the first camera. Streams that were taken at other times are brought to its times: numbers that change
+    steadily are interpolated, other numbers and the pictures of other cameras are the nearest in time; beyond a stream's ends its first or
+    last value holds.
 
     Args:
         store: The dataset as it lies on disk.
@@ -65,8 +74,11 @@ class StoredEpisodes(Episodes):
         self.store, self.spec = store, spec
         self._standard = find(spec.standardise) if spec.standardise else None
         self._keys = {name: self._chosen(name) for name in ("proprio", "actions", "instruction")}
+        self._steady = set(self._keys["proprio"] if spec.interpolate is None else spec.interpolate)
         chosen = choose_cameras(store.root, self._named_cameras(), cameras)
-        hz = spec.hz or store.hz
+        self._turned = self._turned_cameras()
+        self._sized = kwargs.get("size") is not None
+        hz = spec.hz or self._measured_hz(chosen[0]) or store.hz
         if hz is None:
             raise DatasetError(f"{store.root} does not say how many rows a second has: give hz in its description")
         listed, problems = [], {}
@@ -85,10 +97,10 @@ class StoredEpisodes(Episodes):
             problems,
             chosen,
             robot=spec.robot or store.robot,
-            control_hz=hz,
-            stride=1,
-            proprio_names=self._names("proprio_names", "state", widths[0]),
-            action_names=self._names("action_names", "action", widths[1]),
+            control_hz=hz * store.stride,
+            stride=store.stride,
+            proprio_names=self._names("proprio", "state", widths[0]),
+            action_names=self._names("actions", "action", widths[1]),
             **kwargs,
         )
 
@@ -99,7 +111,17 @@ class StoredEpisodes(Episodes):
         return episode.proprio
 
     def _decode(self, episode: StoredEpisode, camera: Camera, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height width 3"]:
-        return self.store.frames(episode.entry, camera.key, episode.kept[rows], self._size)
+        wanted, back = episode.kept[rows], None
+        if camera.key in episode.pictures:
+            wanted, back = np.unique(episode.pictures[camera.key][wanted], return_inverse=True)
+        frames = self.store.frames(episode.entry, camera.key, wanted, self._size)
+        if camera.key in self._turned:
+            frames = np.ascontiguousarray(frames[:, ::-1, ::-1])
+        return frames if back is None else frames[back]
+
+    def _hash(self, files: Iterable[Path]) -> str:
+        """With the description, on which everything that is read depends."""
+        return hashlib.sha256(f"{super()._hash(files)} {self.spec}".encode()).hexdigest()
 
     def _files(self) -> tuple[list[Path], list[Path]]:
         return self.store.files([camera.key for camera in self.cameras])
@@ -116,24 +138,51 @@ class StoredEpisodes(Episodes):
 
     def _named_cameras(self) -> dict[str, Camera]:
         sizes = self.store.cameras
-        names = self.spec.cameras or {key.rsplit("/", 1)[-1]: key for key in sizes}
+        short = Counter(self.store.camera_name(key) for key in sizes)
+        own = {name if short[name := self.store.camera_name(key)] == 1 else key: key for key in sizes}
+        names = self.spec.cameras or own
         for name, key in names.items():
             if key not in sizes:
                 raise DatasetError(f"{self.store.root} has no pictures {key!r} for camera {name!r}; it has {', '.join(sizes) or 'none'}")
-        return {name: Camera(name, key, *sizes[key], {}) for name, key in names.items()}
+        return {name: Camera(name, key, *sizes[key], self.store.views.get(key, {})) for name, key in names.items()}
+
+    def _turned_cameras(self) -> set[str]:
+        """Keys of the cameras whose pictures are turned."""
+        named = self._named_cameras()
+        for name in self.spec.rotate_180 or ():
+            if name not in named:
+                raise DatasetError(f"rotate_180 of {self.store.root} names no camera: {name!r}; it has {', '.join(named)}")
+        return {named[name].key for name in self.spec.rotate_180 or ()}
+
+    def _measured_hz(self, camera: Camera) -> float | None:
+        """Rows per second by the times of the camera, in the first episode that has several; to three digits after the point."""
+        for entry in self.store.entries:
+            try:
+                times = self.store.times(entry, camera.key)
+            except DatasetError:
+                continue  # it is told when the entry is read
+            if times is None:
+                return None
+            if len(times) > 1 and (step := float(np.median(np.diff(times)))) > 0:
+                return round(1 / step, 3)
+        return None
 
     def _read(self, entry: Entry, cameras: Sequence[Camera], min_rows: int, full: bool) -> tuple[StoredEpisode, str | None]:
         """An episode, and why it cannot be used; then it is empty."""
         nothing = np.zeros((0, 0), np.float32)
-        empty = StoredEpisode(entry.index, 0, ("",), "", entry, np.zeros(0, np.int64), nothing, nothing)
+        empty = StoredEpisode(entry.index, 0, ("",), "", entry, np.zeros(0, np.int64), {}, nothing, nothing)
         try:
-            columns, kept = self._columns(entry)
+            rows = Rows(self.store, entry, cameras[0].key)
+            columns, kept = self._columns(entry, rows)
+            pictures = {camera.key: own for camera in cameras[1:] if (own := rows.pictures(camera.key)) is not None}
             told = list(dict.fromkeys(text for key in self._keys["instruction"] for text in self.store.texts(entry, key))) or [""]
-            task = next(iter(self.store.texts(entry, self.spec.task)), "") if self.spec.task else ""
+            named = self.spec.task or next(iter(self.store.defaults.get("task", ())), None)
+            task = next(iter(self.store.texts(entry, named)), "") if named else ""
         except (DatasetError, VideoError) as error:
             return empty, str(error)
-        numbers = [columns[name].astype(np.float32) for name in ("actions", "proprio")]
-        episode = StoredEpisode(entry.index, len(kept), tuple(told), task or told[0], entry, kept, *numbers)
+        actions, proprio = (columns[name].astype(np.float32) for name in ("actions", "proprio"))
+        actions = actions.reshape(len(actions) * self.store.stride, -1) if actions.size else actions
+        episode = StoredEpisode(entry.index, len(kept), tuple(told), task or told[0], entry, kept, pictures, actions, proprio)
         if len(kept) < min_rows:
             return episode, f"it has {len(kept)} rows, fewer than {min_rows}"
         for name in ("actions", "proprio"):
@@ -142,24 +191,27 @@ class StoredEpisodes(Episodes):
                 rows = np.flatnonzero(bad.any(axis=1))
                 more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
                 return episode, f"{name} is NaN or infinite in row {rows[0]}{more}, dimension {int(np.flatnonzero(bad[rows[0]])[0])}"
+        for camera in cameras:
+            if not self._sized and (size := self.store.size(entry, camera.key)) != (camera.height, camera.width):
+                return episode, (
+                    f"its pictures of camera {camera.name} are {size[0]} x {size[1]} pixels, others {camera.height} x {camera.width}: "
+                    "set height and width to resize all"
+                )
         return episode, self.store.problem(entry, [camera.key for camera in cameras], full)
 
-    def _columns(self, entry: Entry) -> tuple[Columns, Int[np.ndarray, " rows"]]:
+    def _columns(self, entry: Entry, rows: Rows) -> tuple[Columns, Int[np.ndarray, " rows"]]:
         """Standard `proprio` and `actions` of an entry, and its rows that stay."""
         named = list(dict.fromkeys([*self._keys["proprio"], *self._keys["actions"]]))
         extra = [key for key in self._wanted_by_standard() if key not in named]
         raw = self.store.numbers(entry, [*named, *extra])
-        for key, values in raw.items():
-            if len(values) != entry.rows:
-                raise DatasetError(f"{entry.name}: {key} has {len(values)} rows, its pictures {entry.rows}")
-        columns: Columns = {key: np.asarray(values, np.float64) for key, values in raw.items()}
+        columns: Columns = {key: rows.numbers(key, values, key in self._steady) for key, values in raw.items()}
         for name in ("proprio", "actions"):
-            parts = [columns[key].reshape(entry.rows, -1) for key in self._keys[name]]
-            columns[name] = np.concatenate(parts, axis=1) if parts else np.zeros((entry.rows, 0))
+            parts = [columns[key].reshape(rows.count, -1) for key in self._keys[name]]
+            columns[name] = np.concatenate(parts, axis=1) if parts else np.zeros((rows.count, 0))
         if self._standard is not None:
             columns = self._standard(columns)
-        kept = np.flatnonzero(columns.get("keep", np.ones(entry.rows, bool)))
-        kept = kept[(kept >= self.spec.drop_first) & (kept < entry.rows - self.spec.drop_last)]
+        kept = np.flatnonzero(columns.get("keep", np.ones(rows.count, bool)))
+        kept = kept[(kept >= self.spec.drop_first) & (kept < rows.count - self.spec.drop_last)]
         return {name: columns[name][kept] for name in ("proprio", "actions")}, kept
 
     def _wanted_by_standard(self) -> Sequence[str]:
@@ -182,9 +234,12 @@ class StoredEpisodes(Episodes):
                     )
 
     def _names(self, which: str, prefix: str, width: int) -> list[str]:
-        names = getattr(self.spec, which)
+        """Names of the numbers of `proprio` or `actions`: as described, or the format's own if nothing is made of the numbers."""
+        names = self.spec.proprio_names if which == "proprio" else self.spec.action_names
+        if names is None and self._standard is None and all(key in self.store.names for key in self._keys[which]):
+            names = [name for key in self._keys[which] for name in self.store.names[key]]
         if names is None:
             return [f"{prefix}_{number}" for number in range(width)]
         if len(names) != width:
-            raise DatasetError(f"{which} of {self.store.root} has {len(names)} names for {width} numbers")
-        return names
+            raise DatasetError(f"{self.store.root} has {width} numbers for {which}, but {len(names)} names: {', '.join(names)}")
+        return list(names)

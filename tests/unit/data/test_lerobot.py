@@ -169,9 +169,8 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ("v2.1", "version 'v2.1', this reads v3.0: convert it with LeRobot's script convert_dataset_v21_to_v30$"),
-        ("v2.0", "version 'v2.0', .* after the one to v2.1"),
-        ("v4.0", "version 'v4.0', this reads v3.0: use a version of mimicvideo that knows it"),
+        ("v1.6", "version 'v1.6', this reads v2.0, v2.1, v3.0: convert it with LeRobot's script convert_dataset_v1_to_v2$"),
+        ("v4.0", "version 'v4.0', this reads v2.0, v2.1, v3.0: use a version of mimicvideo that knows it"),
         (None, "version None"),
     ],
 )

@@ -1,0 +1,86 @@
+"""Brings the streams of an episode, which may have been taken at different times, to the times of its rows."""
+
+import numpy as np
+from jaxtyping import Float64, Int, Shaped
+
+from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.resample import Places, linear, time_places
+from mimicvideo.data.rotations import nearest_rotation, slerp
+from mimicvideo.data.store import Entry, Store
+
+
+class Rows:
+    """The rows of an entry: the pictures of its first camera.
+
+    Args:
+        store: The dataset.
+        entry: One of its entries.
+        camera: The key of that camera.
+
+    Attributes:
+        count: How many.
+
+    Raises:
+        DatasetError: If the camera's times cannot be read or do not ascend.
+    """
+
+    def __init__(self, store: Store, entry: Entry, camera: str) -> None:
+        self._store, self._entry = store, entry
+        self._times = self._ascending(camera)
+        self.count = entry.rows if self._times is None else len(self._times)
+
+    def numbers(self, key: str, values: Shaped[np.ndarray, "own ..."], steady: bool) -> Float64[np.ndarray, "rows ..."]:
+        """A stream's values at the rows' times.
+
+        Args:
+            key: The stream.
+            values: As stored.
+            steady: Whether values between two stored ones lie between them; else the nearest is taken.
+
+        Raises:
+            DatasetError: If there are not as many values as times, or without times as rows.
+        """
+        values = np.asarray(values, np.float64)
+        own = self._ascending(key)
+        if own is None or self._times is None:
+            if len(values) != self.count:
+                raise DatasetError(f"{self._entry.name}: {key} has {len(values)} rows, its pictures {self.count}")
+            return values
+        if len(values) != len(own):
+            raise DatasetError(f"{self._entry.name}: {key} has {len(values)} rows, but {len(own)} times")
+        if np.array_equal(own, self._times):
+            return values
+        places = time_places(own, self._times)
+        if not steady:
+            return values[places.nearest]
+        if values.shape[1:] in ((3, 3), (4, 4)):
+            return self._poses(key, values, places)
+        return linear(values.reshape(len(values), -1), places).reshape(self.count, *values.shape[1:])
+
+    def pictures(self, key: str) -> Int[np.ndarray, " rows"] | None:
+        """Which picture of another camera is nearest to each row; None if it was taken at the rows' times."""
+        own = self._ascending(key)
+        if own is None or self._times is None or np.array_equal(own, self._times):
+            return None
+        return time_places(own, self._times).nearest
+
+    def _poses(self, key: str, values: Float64[np.ndarray, "own side side"], places: Places) -> Float64[np.ndarray, "rows side side"]:
+        """Rotations, and poses as 4 x 4 matrices: the rotation turns evenly, the rest moves along lines."""
+        result = linear(values.reshape(len(values), -1), places).reshape(self.count, *values.shape[1:])
+        try:
+            rotations = nearest_rotation(values[:, :3, :3])
+        except ValueError as error:
+            raise DatasetError(f"{self._entry.name}: {key}: {error}") from error
+        following = np.minimum(places.low + 1, len(values) - 1)
+        between = slerp(rotations[places.low], rotations[following], places.share)
+        result[:, :3, :3] = np.where(places.share[:, None, None] == 0, values[places.low, :3, :3], between)
+        return result
+
+    def _ascending(self, key: str) -> Float64[np.ndarray, " own"] | None:
+        times = self._store.times(self._entry, key)
+        if times is not None:
+            try:
+                time_places(times, np.zeros(0))
+            except DatasetError as error:
+                raise DatasetError(f"{self._entry.name}: {key}: {error}") from error
+        return times
