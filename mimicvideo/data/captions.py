@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from jaxtyping import Shaped
@@ -257,6 +257,19 @@ def episode_content(instructions: Sequence[str], length: int, *arrays: Shaped[np
         digest.update(f"{array.shape}".encode())
         digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
     return digest.hexdigest()
+
+
+class _Numbers(Protocol):
+    """A dataset that knows its episodes' numbers."""
+
+    def actions(self, episode: Any) -> np.ndarray: ...
+
+    def proprio(self, episode: Any) -> np.ndarray: ...
+
+
+def content_of(episodes: _Numbers, episode: Any) -> str:
+    """`episode_content` of an episode of a reader: the one that writes captions and those that look for them agree."""
+    return episode_content([episode.instruction], episode.length, episodes.actions(episode), episodes.proprio(episode))
 
 
 def read_long_captions(path: Path) -> list[LongCaption]:

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "provenance": [],
     "video": [*VOCABULARY, "ema", "schedules", "folders", "native_files"],
     "action": [*VOCABULARY, "normalize", "ema", "schedules", "checkpoint", "folders", "native_files", "video.backbone"],
+    "reason": [],
     "data": ["types", "normalize", "messages"],
     "benchmark": ["types", "messages", "data.lerobot_writer", "data.video_encoding"],
     "callbacks": [*VOCABULARY, "media", "checkpoint", "video.backbone"],
