@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from mimicvideo.video import pretrained
 
+_KEPT = 4  # batches of embeddings that stay on their device
+
 
 class PromptEncoder(nn.Module):
     """T5's last hidden states, padded with zeros to `prompt_tokens`; no attention mask goes with them (Predict2's way).
@@ -40,6 +42,7 @@ class PromptEncoder(nn.Module):
         self.model: nn.Module | None = None  # a registered submodule, hence moved and saved, only when it trains
         self._frozen: list[nn.Module] = []  # hidden from `parameters()`
         self._memory: dict[str, Tensor] = {}
+        self._recent: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}  # batches of embeddings on their device
         self._tokenizer: Any = None
         pretrained.tensor_shapes(pretrained.weight_files(folder / "text_encoder"))  # complains about truncated files now
 
@@ -63,16 +66,24 @@ class PromptEncoder(nn.Module):
         self.model = self._load(torch.float32).train().requires_grad_(True)
 
     def forward(self, prompts: list[str], device: torch.device) -> Float[Tensor, "batch prompt_tokens prompt_dim"]:
-        """Embeddings in fp32 on `device`."""
+        """Embeddings in fp32 on `device`. A frozen T5 gives the same tensor for the same prompts again: do not write to it."""
         if self.model is not None:
             return self._encode(self.model, prompts, device)
+        key = tuple(prompts), device
+        if key not in self._recent:
+            self._recent[key] = self._rows(prompts, device).to(device)
+        while len(self._recent) > _KEPT:
+            self._recent.pop(next(iter(self._recent)))
+        return self._recent[key]
+
+    def _rows(self, prompts: list[str], device: torch.device) -> Tensor:
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._memory:
                 self._memory[prompt] = self._stored(prompt, device)
         rows = torch.zeros(len(prompts), self.prompt_tokens, self.prompt_dim)
         for row, prompt in zip(rows, prompts, strict=True):
             row[: len(self._memory[prompt])] = self._memory[prompt]
-        return rows.to(device)
+        return rows
 
     def _encode(self, model: nn.Module, prompts: list[str], device: torch.device) -> Tensor:
         tokens = self._tokenize(prompts).to(device)

@@ -39,6 +39,7 @@ class ReasonPromptEncoder(PromptEncoder):
         """Applies the transformer's frozen projection to every embedding from now on; `prompt_dim` becomes its output's width."""
         self._reduction = [projection]
         self._memory.clear()
+        self._recent.clear()
         self.prompt_dim = projection[0].out_features  # type: ignore[index]
         self.__dict__.pop("cache_identity", None)
 
