@@ -69,12 +69,19 @@ class StoredEpisodes(Episodes):
         hz = spec.hz or store.hz
         if hz is None:
             raise DatasetError(f"{store.root} does not say how many rows a second has: give hz in its description")
-        listed, problems = [], {}
+        listed, problems, left_out = [], {}, 0
         with ThreadPoolExecutor(4) as pool:
             for episode, problem in pool.map(lambda entry: self._read(entry, chosen, max(1, min_rows), verify == "full"), store.entries):
+                if not problem and not episode.length:
+                    left_out += 1
+                    continue
                 listed.append(episode)
                 if problem:
                     problems[episode.index] = problem
+        if left_out:
+            log.warning("%s: standardise %s leaves out %d of %d episodes", store.root, spec.standardise, left_out, len(store.entries))
+            if not listed:
+                raise DatasetError(f"{store.root}: standardise {spec.standardise!r} leaves out every episode")
         sound = [episode for episode in listed if episode.index not in problems]
         if sound:
             self._check_widths(sound)
@@ -99,7 +106,8 @@ class StoredEpisodes(Episodes):
         return episode.proprio
 
     def _decode(self, episode: StoredEpisode, camera: Camera, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height width 3"]:
-        return self.store.frames(episode.entry, camera.key, episode.kept[rows], self._size)
+        frames = self.store.frames(episode.entry, camera.key, episode.kept[rows], self._size)
+        return np.ascontiguousarray(frames[..., ::-1]) if camera.name in (self.spec.swap_colours or ()) else frames
 
     def _files(self) -> tuple[list[Path], list[Path]]:
         return self.store.files([camera.key for camera in self.cameras])
@@ -120,20 +128,26 @@ class StoredEpisodes(Episodes):
         for name, key in names.items():
             if key not in sizes:
                 raise DatasetError(f"{self.store.root} has no pictures {key!r} for camera {name!r}; it has {', '.join(sizes) or 'none'}")
+        if unknown := [name for name in self.spec.swap_colours or () if name not in names]:
+            raise DatasetError(f"swap_colours of {self.store.root} names no camera: {unknown[0]!r}; there are {', '.join(names)}")
         return {name: Camera(name, key, *sizes[key], {}) for name, key in names.items()}
 
     def _read(self, entry: Entry, cameras: Sequence[Camera], min_rows: int, full: bool) -> tuple[StoredEpisode, str | None]:
-        """An episode, and why it cannot be used; then it is empty."""
+        """An episode, and why it cannot be used; then it is empty. It is empty and has no problem if the description leaves it out."""
         nothing = np.zeros((0, 0), np.float32)
         empty = StoredEpisode(entry.index, 0, ("",), "", entry, np.zeros(0, np.int64), nothing, nothing)
         try:
-            columns, kept = self._columns(entry)
-            told = list(dict.fromkeys(text for key in self._keys["instruction"] for text in self.store.texts(entry, key))) or [""]
+            columns, kept, told = self._columns(entry)
+            if told is None:
+                told = list(dict.fromkeys(text for key in self._keys["instruction"] for text in self.store.texts(entry, key)))
+            told = told or [""]
             task = next(iter(self.store.texts(entry, self.spec.task)), "") if self.spec.task else ""
         except (DatasetError, VideoError) as error:
             return empty, str(error)
         numbers = [columns[name].astype(np.float32) for name in ("actions", "proprio")]
         episode = StoredEpisode(entry.index, len(kept), tuple(told), task or told[0], entry, kept, *numbers)
+        if entry.rows and not columns["keep"].any():
+            return episode, None
         if len(kept) < min_rows:
             return episode, f"it has {len(kept)} rows, fewer than {min_rows}"
         for name in ("actions", "proprio"):
@@ -144,23 +158,29 @@ class StoredEpisodes(Episodes):
                 return episode, f"{name} is NaN or infinite in row {rows[0]}{more}, dimension {int(np.flatnonzero(bad[rows[0]])[0])}"
         return episode, self.store.problem(entry, [camera.key for camera in cameras], full)
 
-    def _columns(self, entry: Entry) -> tuple[Columns, Int[np.ndarray, " rows"]]:
-        """Standard `proprio` and `actions` of an entry, and its rows that stay."""
+    def _columns(self, entry: Entry) -> tuple[Columns, Int[np.ndarray, " rows"], list[str] | None]:
+        """Standard `proprio`, `actions` and `keep` of an entry, its rows that stay, and its sentences if the standard gives them."""
         named = list(dict.fromkeys([*self._keys["proprio"], *self._keys["actions"]]))
-        extra = [key for key in self._wanted_by_standard() if key not in named]
-        raw = self.store.numbers(entry, [*named, *extra])
+        wanted = [key for key in self._wanted_by_standard() if key not in named]
+        raw = self.store.numbers(entry, [*named, *(key for key in wanted if key in self.store.keys)])
         for key, values in raw.items():
             if len(values) != entry.rows:
                 raise DatasetError(f"{entry.name}: {key} has {len(values)} rows, its pictures {entry.rows}")
         columns: Columns = {key: np.asarray(values, np.float64) for key, values in raw.items()}
+        columns |= {key: np.array(self.store.texts(entry, key), np.str_) for key in wanted if key not in self.store.keys}
         for name in ("proprio", "actions"):
             parts = [columns[key].reshape(entry.rows, -1) for key in self._keys[name]]
             columns[name] = np.concatenate(parts, axis=1) if parts else np.zeros((entry.rows, 0))
-        if self._standard is not None:
-            columns = self._standard(columns)
-        kept = np.flatnonzero(columns.get("keep", np.ones(entry.rows, bool)))
+        if self._standard is not None and entry.rows:
+            try:
+                columns = self._standard(columns)
+            except (ValueError, IndexError, KeyError) as error:
+                raise DatasetError(f"{entry.name}: standardise {self.spec.standardise!r} does not fit its columns: {error}") from error
+        keep = np.asarray(columns.get("keep", np.ones(entry.rows)), bool)
+        kept = np.flatnonzero(keep)
         kept = kept[(kept >= self.spec.drop_first) & (kept < entry.rows - self.spec.drop_last)]
-        return {name: columns[name][kept] for name in ("proprio", "actions")}, kept
+        told = columns["instructions"].tolist() if "instructions" in columns else None
+        return {"keep": keep, **{name: columns[name][kept] for name in ("proprio", "actions")}}, kept, told
 
     def _wanted_by_standard(self) -> Sequence[str]:
         """Keys that a standardisation function asks for; see `standards.needs`."""
@@ -168,7 +188,7 @@ class StoredEpisodes(Episodes):
             return ()
         wanted = needed(self._standard)
         for key in wanted:
-            if key not in self.store.keys:
+            if key not in self.store.keys and key not in self.store.text_keys:
                 raise DatasetError(f"standardise {self.spec.standardise!r} needs the key {key!r}, which {self.store.root} does not have")
         return wanted
 
