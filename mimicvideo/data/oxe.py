@@ -102,11 +102,11 @@ def ucsd_kitchen(columns: Columns) -> Columns:
     return {**columns, "actions": columns["actions"][:, :-1], "proprio": columns["proprio"][:, :7]}
 
 
+@needs("action/future/xyz_residual", "action/future/axis_angle_residual", "action/future/target_close")
 def bc_z(columns: Columns) -> Columns:
-    """Actions are the next ten steps' translations, rotations and gripper states, one after another; the first of each is this step's."""
-    actions = columns["actions"]
-    motion = np.column_stack([actions[:, :3], actions[:, 30:33], grippers.inverted(actions[:, 60])])
-    return {**columns, "actions": motion}
+    """Each of the action's keys has the next ten steps, of which the first is this one; the gripper's is inverted."""
+    translation, rotation, closed = (columns[f"action/future/{key}"] for key in ("xyz_residual", "axis_angle_residual", "target_close"))
+    return {**columns, "actions": np.column_stack([translation[:, :3], rotation[:, :3], grippers.inverted(closed[:, 0])])}
 
 
 def iamlab_cmu_pickup_insert(columns: Columns) -> Columns:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -196,11 +196,11 @@ def _save(place: Path, shards: Sequence[Shard]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     facts = [{"name": s.path.name, "stamp": s.stamp, "records": len(s.rows), "problem": s.problem} for s in shards]
     arrays: dict[str, Any] = {name: np.concatenate([getattr(s, name) for s in shards]) for name in ("starts", "lengths", "rows")}
-    descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.stem)
+    temporary = place.with_name(f"{place.stem}-{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
         os.replace(temporary, place)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
