@@ -1,0 +1,99 @@
+"""Members: the episodes of all sources that are trained or validated on, as columns; objects are made when they are asked for."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import Int
+
+from mimicvideo.data.episodes import Episode, Episodes
+from mimicvideo.data.split import in_turns, validation_episodes
+
+
+@dataclass(frozen=True)
+class Member:
+    """An episode of a list that is trained or validated on.
+
+    Attributes:
+        source: The dataset that it comes from.
+        episode: Its place there.
+        number: Its number over all sources; with one source, its index in the dataset.
+    """
+
+    source: Episodes
+    episode: Episode
+    number: int
+
+
+class Members(Sequence[Member]):
+    """Episodes of several datasets in one list.
+
+    Args:
+        readers: The datasets by name.
+        source: The dataset of each member, counted from 0.
+        place: Its place in the dataset's `episodes`.
+
+    Attributes:
+        lengths: Rows of each member.
+        source: As given.
+    """
+
+    def __init__(self, readers: Mapping[str, Episodes], source: Int[np.ndarray, " n"], place: Int[np.ndarray, " n"]) -> None:
+        self.readers, self.source = dict(readers), np.asarray(source, np.int32)
+        self._readers, self._place = list(readers.values()), np.asarray(place, np.int64)
+        offsets = np.cumsum([0, *(1 + int(reader.listed.indices.max(initial=0)) for reader in self._readers)])
+        self.lengths, self._numbers = np.zeros(len(self.source), np.int64), np.zeros(len(self.source), np.int64)
+        for number, reader in enumerate(self._readers):
+            own = self.source == number
+            self.lengths[own] = reader.episodes.lengths[self._place[own]]
+            self._numbers[own] = offsets[number] + reader.episodes.indices[self._place[own]]
+
+    @property
+    def numbers(self) -> Int[np.ndarray, " n"]:
+        """Their numbers over all sources."""
+        return self._numbers
+
+    @property
+    def tasks(self) -> list[str]:
+        """Their tasks' names."""
+        tasks = [reader.episodes.tasks for reader in self._readers]
+        return [tasks[source][place] for source, place in zip(self.source.tolist(), self._place.tolist(), strict=True)]
+
+    def take(self, places: Sequence[int] | Int[np.ndarray, " m"]) -> "Members":
+        """Some of them, in this order."""
+        chosen = np.asarray(places, np.int64)
+        return Members(self.readers, self.source[chosen], self._place[chosen])
+
+    @overload
+    def __getitem__(self, index: int) -> Member: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Members": ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        reader = self._readers[self.source[index]]
+        return Member(reader, reader.episodes[int(self._place[index])], int(self._numbers[index]))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[Member]:
+        return (self[number] for number in range(len(self)))
+
+
+def divide(readers: Mapping[str, Episodes], split: Mapping[str, Any]) -> tuple[Members, Members]:
+    """The episodes that train, and those that validate with their tasks in turn.
+
+    Args:
+        readers: The datasets by name.
+        split: `fraction`, `count` and `seed` of `validation_episodes`, which every dataset is divided by.
+    """
+    everything, held_out = [], []
+    for number, reader in enumerate(readers.values()):
+        chosen = validation_episodes(list(zip(reader.listed.indices.tolist(), reader.listed.tasks, strict=True)), **split)
+        everything.append(np.stack([np.full(len(reader.episodes), number), np.arange(len(reader.episodes))]))
+        held_out.append(np.isin(reader.episodes.indices, list(chosen)))
+    members, validates = Members(readers, *np.concatenate(everything, axis=1)), np.concatenate(held_out)
+    validating = members.take(np.flatnonzero(validates))
+    return members.take(np.flatnonzero(~validates)), validating.take(in_turns(range(len(validating)), validating.tasks))
