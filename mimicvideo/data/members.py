@@ -1,6 +1,6 @@
 """Members: the episodes of all sources that are trained or validated on, as columns; objects are made when they are asked for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -32,7 +32,7 @@ class Members(Sequence[Member]):
     Args:
         readers: The datasets by name.
         source: The dataset of each member, counted from 0.
-        place: Its place in the dataset's `episodes`.
+        place: Its place in the dataset's `listed`.
 
     Attributes:
         lengths: Rows of each member.
@@ -46,8 +46,8 @@ class Members(Sequence[Member]):
         self.lengths, self._numbers = np.zeros(len(self.source), np.int64), np.zeros(len(self.source), np.int64)
         for number, reader in enumerate(self._readers):
             own = self.source == number
-            self.lengths[own] = reader.episodes.lengths[self._place[own]]
-            self._numbers[own] = offsets[number] + reader.episodes.indices[self._place[own]]
+            self.lengths[own] = reader.listed.lengths[self._place[own]]
+            self._numbers[own] = offsets[number] + reader.listed.indices[self._place[own]]
 
     @property
     def numbers(self) -> Int[np.ndarray, " n"]:
@@ -57,7 +57,7 @@ class Members(Sequence[Member]):
     @property
     def tasks(self) -> list[str]:
         """Their tasks' names."""
-        tasks = [reader.episodes.tasks for reader in self._readers]
+        tasks = [reader.listed.tasks for reader in self._readers]
         return [tasks[source][place] for source, place in zip(self.source.tolist(), self._place.tolist(), strict=True)]
 
     def take(self, places: Sequence[int] | Int[np.ndarray, " m"]) -> "Members":
@@ -73,7 +73,7 @@ class Members(Sequence[Member]):
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         reader = self._readers[self.source[index]]
-        return Member(reader, reader.episodes[int(self._place[index])], int(self._numbers[index]))
+        return Member(reader, reader.listed[int(self._place[index])], int(self._numbers[index]))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -82,18 +82,21 @@ class Members(Sequence[Member]):
         return (self[number] for number in range(len(self)))
 
 
-def divide(readers: Mapping[str, Episodes], split: Mapping[str, Any]) -> tuple[Members, Members]:
+def divide(readers: Mapping[str, Episodes], split: Mapping[str, Any], skipped: Mapping[str, Iterable[int]]) -> tuple[Members, Members]:
     """The episodes that train, and those that validate with their tasks in turn.
 
     Args:
         readers: The datasets by name.
         split: `fraction`, `count` and `seed` of `validation_episodes`, which every dataset is divided by.
+        skipped: Indices of episodes to leave out, by dataset.
     """
     everything, held_out = [], []
-    for number, reader in enumerate(readers.values()):
-        chosen = validation_episodes(list(zip(reader.listed.indices.tolist(), reader.listed.tasks, strict=True)), **split)
-        everything.append(np.stack([np.full(len(reader.episodes), number), np.arange(len(reader.episodes))]))
-        held_out.append(np.isin(reader.episodes.indices, list(chosen)))
+    for number, (name, reader) in enumerate(readers.items()):
+        indices = reader.listed.indices
+        chosen = validation_episodes(list(zip(indices.tolist(), reader.listed.tasks, strict=True)), **split)
+        usable = np.flatnonzero((reader.listed.lengths > 0) & ~np.isin(indices, list(skipped[name])))
+        everything.append(np.stack([np.full(len(usable), number), usable]))
+        held_out.append(np.isin(indices[usable], list(chosen)))
     members, validates = Members(readers, *np.concatenate(everything, axis=1)), np.concatenate(held_out)
     validating = members.take(np.flatnonzero(validates))
     return members.take(np.flatnonzero(~validates)), validating.take(in_turns(range(len(validating)), validating.tasks))

@@ -145,6 +145,7 @@ class ClipData(LightningDataModule):
         self._latents: dict[int, LatentCache] | None = None
         self._ledger = Ledger({}, 0.0)
         self._place: Place | None = None
+        self._skipped_at_start: dict[str, list[int]] | None = None  # of a training that is resumed
 
     # ---- reading --------------------------------------------------------------------------------------------------------------
 
@@ -160,7 +161,7 @@ class ClipData(LightningDataModule):
             name: source.open(self._cameras, size=self._size, **self._reader_options) for name, source in self._sources.items()
         }
         self._check_alike(readers)
-        training, validating = divide(readers, self._split)
+        training, validating = divide(readers, self._split, {name: reader.skipped for name, reader in readers.items()})
         if not training:
             raise DatasetError("no episode is left to train on: lower validation_fraction, or add episodes")
         self.readers, self._training, self._validating = readers, training, validating
@@ -280,6 +281,7 @@ class ClipData(LightningDataModule):
             "data": [reader.tables_fingerprint for reader in self.readers.values()],
             "seed": self._seed,
             "episodes": len(self._training),
+            "skipped": self._skipped_at_start or {name: sorted(reader.skipped) for name, reader in self.readers.items()},
             "mixture": asdict(self._mixture),
             "stretch": asdict(self._stretches().saved),
             "unreadable": self._ledger.found,
@@ -288,6 +290,10 @@ class ClipData(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the interrupted training stopped; warns if it would have seen other samples, or as many at once."""
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            if state_dict.get("skipped", {}).keys() == self.readers.keys():
+                # What has broken since keeps its place in the order; its windows are replaced, as they were before the interruption.
+                self._skipped_at_start = state_dict["skipped"]
+                self._training, self._validating = divide(self.readers, self._split, state_dict["skipped"])
             self._ledger.restore(state_dict.get("unreadable", {}))
             self._stretches().resume(interrupted(state_dict, self.state_dict()))
 
