@@ -1,80 +1,88 @@
 """Lists of items become batches: pixels or cached latents, instructions, and for stage 2 states and actions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from mimicvideo.data.episodes import Episode, Episodes
+from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.faults import Fault
 from mimicvideo.data.latents import LatentCache
+from mimicvideo.data.members import Member, Members
 from mimicvideo.data.sampler import Item
 from mimicvideo.data.window import Tail, Window, fill_tail, proprio_rows
 from mimicvideo.types import Clip, Demonstration
 
-
-@dataclass(frozen=True)
-class Member:
-    """An episode of a list that is trained or validated on.
-
-    Attributes:
-        source: The dataset that it comes from.
-        episode: Its place there.
-        number: Its number over all sources; with one source, its index in the dataset.
-        weight: Relative probability in stage 1.
-    """
-
-    source: Episodes
-    episode: Episode
-    number: int
-    weight: float = 1.0
+ATTEMPTS = 32  # windows in a row that may be unreadable
 
 
 class ClipBatches(Dataset[Any]):
-    """Stage-1 batches.
+    """Stage-1 batches. What cannot be read is replaced and reported under `faults`, which `loading.Loader` takes out again.
+
+    Whether a sample is replaced depends on its own window alone, and by what on its position: batches stay a pure function of the seed
+    and the files, whichever worker loads them and wherever a training was resumed.
 
     Args:
         members: The episodes that items count.
         window: The clips' geometry.
         latents: By source, the caches to read instead of pixels.
+        seed: Of the choice of replacements.
+        every: Rows from one anchor to the next.
     """
 
-    def __init__(self, members: Sequence[Member], window: Window, latents: dict[int, LatentCache] | None = None) -> None:
-        self.members, self.window = list(members), window
-        self._caches = None if latents is None else [latents[id(member.source)] for member in members]
+    def __init__(
+        self, members: Members, window: Window, latents: dict[int, LatentCache] | None = None, seed: int = 0, every: int = 1
+    ) -> None:
+        self.members, self.window, self._seed, self._every = members, window, seed, every
+        self._latents = latents
 
     def __getitem__(self, items: Sequence[Item]) -> Clip:
-        batch: dict[str, Any] = {"prompt": self._prompts(items), **self._identity(items)}
-        if self._caches is not None:
-            batch["latents"] = self._latents(items)
-        else:
-            batch["video"] = self._video(items)
-        return cast(Clip, batch)
+        return cast(Clip, self._batch(items))
 
-    def _prompts(self, items: Sequence[Item]) -> list[str]:
-        return [self.members[item.episode].episode.instruction for item in items]
-
-    def _identity(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        return {
-            "episode": torch.tensor([self.members[item.episode].number for item in items]),
-            "row": torch.tensor([item.row for item in items]),
-            "position": torch.tensor([item.position for item in items]),
-        }
-
-    def _latents(self, items: Sequence[Item]) -> Tensor:
-        assert self._caches is not None
-        return torch.stack([self._caches[item.episode].read(self.members[item.episode].episode, item.row) for item in items])
-
-    def _video(self, items: Sequence[Item]) -> UInt8[Tensor, "batch frames height width 3"]:
-        clips = []
+    def _batch(self, items: Sequence[Item]) -> dict[str, Any]:
+        shown, faults = [], []
         for item in items:
+            item, fields, wrong = self._readable(item)
+            shown.append((item, fields))
+            faults += wrong
+        members = [self.members[item.episode] for item, _ in shown]
+        batch: dict[str, Any] = {
+            "prompt": [member.episode.instruction for member in members],
+            "episode": torch.tensor([member.number for member in members]),
+            "row": torch.tensor([item.row for item, _ in shown]),
+            "position": torch.tensor([item.position for item, _ in shown]),
+            "faults": faults,
+        }
+        for name in shown[0][1]:
+            batch[name] = torch.stack([torch.as_tensor(fields[name]) for _, fields in shown])
+        return batch
+
+    def _readable(self, item: Item) -> tuple[Item, dict[str, Any], list[Fault]]:
+        """The sample, or the first of its replacements that can be read: windows of other episodes of the same dataset."""
+        wanted, faults = item, []
+        for attempt in range(ATTEMPTS):
             member = self.members[item.episode]
-            clips.append(member.source.frames(member.episode, self.window.frame_rows(item.row, member.episode.length)))
-        return torch.from_numpy(np.stack(clips))
+            try:
+                return item, self._fields(member, item.row), faults
+            except DatasetError as error:
+                faults.append(Fault(int(self.members.source[item.episode]), member.episode.index, str(error)))
+            random = np.random.default_rng([self._seed, 2, wanted.position, attempt])
+            episode = int(random.choice(np.flatnonzero(self.members.source == self.members.source[wanted.episode])))
+            anchors = -(-self.anchors(int(self.members.lengths[episode])) // self._every)
+            item = Item(wanted.position, episode, self._every * int(random.integers(anchors)))
+        raise DatasetError(f"{ATTEMPTS} windows in a row cannot be read, the last of them: {faults[-1].reason}")
+
+    def anchors(self, rows: int) -> int:
+        """How many windows an episode of `rows` rows has."""
+        return self.window.clip_anchors(rows)
+
+    def _fields(self, member: Member, row: int) -> dict[str, Any]:
+        """What a batch has of one window beside its names. Raises DatasetError if it cannot be read."""
+        if self._latents is not None:
+            return {"latents": self._latents[id(member.source)].read(member.episode, row)}
+        return {"video": member.source.frames(member.episode, self.window.frame_rows(row, member.episode.length))}
 
 
 class DemonstrationBatches(ClipBatches):
@@ -91,37 +99,39 @@ class DemonstrationBatches(ClipBatches):
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Members,
         window: Window,
         history: int,
         tail: Tail,
         hold_dims: tuple[int, ...],
         latents: dict[int, LatentCache] | None = None,
+        seed: int = 0,
+        every: int = 1,
     ) -> None:
-        super().__init__(members, window, latents)
+        super().__init__(members, window, latents, seed, every)
         self._history, self._hold_dims = history, hold_dims
         self._tail: Tail = tail
 
     def __getitem__(self, items: Sequence[Item]) -> Demonstration:  # type: ignore[override]
-        actions, proprio = zip(*(self._numbers(item) for item in items), strict=True)
-        batch: dict[str, Any] = {
-            "observation": {"prompt": self._prompts(items), "proprio": torch.from_numpy(np.stack(proprio))},
-            "actions": torch.from_numpy(np.stack(actions)),
-            **self._identity(items),
-        }
-        if self._caches is not None:
-            batch["latents"] = self._latents(items)
-        else:
-            video = self._video(items)
-            batch["observation"]["video"], batch["future"] = video[:, : self.window.observed], video[:, self.window.observed :]
-        return cast(Demonstration, batch)
+        batch = self._batch(items)
+        observation = {"prompt": batch.pop("prompt"), "proprio": batch.pop("proprio")}
+        if self._latents is None:
+            video = batch.pop("video")
+            observation["video"], batch["future"] = video[:, : self.window.observed], video[:, self.window.observed :]
+        return cast(Demonstration, {"observation": observation, **batch})
 
-    def _numbers(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
-        member = self.members[item.episode]
-        steps, beyond = self.window.action_steps(item.row, member.episode.length)
+    def anchors(self, rows: int) -> int:
+        return rows
+
+    def _fields(self, member: Member, row: int) -> dict[str, Any]:
+        actions, proprio = self._numbers(member, row)
+        return {"actions": actions, "proprio": proprio, **super()._fields(member, row)}
+
+    def _numbers(self, member: Member, row: int) -> tuple[np.ndarray, np.ndarray]:
+        steps, beyond = self.window.action_steps(row, member.episode.length)
         actions, states = member.source.actions(member.episode), member.source.proprio(member.episode)
         if (representation := member.source.representation) is None:
             chunk = fill_tail(actions[steps], beyond, self._tail, self._hold_dims)
         else:
-            chunk = representation.window(actions, steps, beyond, states[item.row], self._tail).astype(np.float32)
-        return chunk, states[proprio_rows(item.row, self._history)]
+            chunk = representation.window(actions, steps, beyond, states[row], self._tail).astype(np.float32)
+        return chunk, states[proprio_rows(row, self._history)]

@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.hashes import file_sha256
+from mimicvideo.data.listing import Listing
 
 if TYPE_CHECKING:
     from mimicvideo.data.representation import Representation
@@ -61,7 +62,7 @@ class Episodes(ABC):
 
     Args:
         root: The dataset's folder.
-        listed: All its episodes.
+        listed: All its episodes; a `Listing` where there are too many to make each an object.
         problems: What is wrong with those that cannot be used, by index.
         cameras: Those that are read, as stored, from left to right.
         robot: Its name.
@@ -102,7 +103,8 @@ class Episodes(ABC):
     ) -> None:
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction must lie in [0, 1], got {max_bad_fraction}")
-        self.root, self.listed, self.skipped = root, listed, dict(problems)
+        self.root, self.skipped = root, dict(problems)
+        self.listed = listed if isinstance(listed, Listing) else Listing.of(listed)
         self.robot, self.control_hz, self.stride = robot, control_hz, stride
         self.proprio_names, self.action_names = list(proprio_names), list(action_names)
         self._stored_cameras, self._size = list(cameras), size
@@ -114,11 +116,11 @@ class Episodes(ABC):
         if self.skipped:
             text = "; ".join(f"episode {index}: {problem}" for index, problem in self.skipped.items())
             log.warning("skipped %d of %d episodes of %s: %s", len(self.skipped), len(listed), root, text)
-        self.episodes = [episode for episode in listed if episode.index not in self.skipped]
+        bad = np.isin(self.listed.indices, list(self.skipped)) if self.skipped else np.zeros(len(listed), bool)
+        self.episodes = self.listed.take(np.flatnonzero(~bad))
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._cache_bytes, self._cache_limit = 0, int(ram_cache_gb * 1e9)
-        everything = sum(episode.length for episode in self.episodes) * self.frame_bytes
-        self._all_fit = everything <= self._cache_limit
+        self._all_fit = int(self.episodes.lengths.sum()) * self.frame_bytes <= self._cache_limit
 
     def interface(self) -> dict[str, Any]:
         """What a policy's contract says beyond names and rates; see `View`."""

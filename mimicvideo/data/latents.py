@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from mimicvideo.data.episodes import Episode, Episodes
+from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.faults import Fault
 from mimicvideo.data.window import Window
 
 log = logging.getLogger(__name__)
@@ -70,13 +72,16 @@ class LatentCache:
         with ThreadPoolExecutor(4) as pool:
             return [episode for episode, sound in zip(episodes, pool.map(self._is_sound, episodes), strict=True) if not sound]
 
-    def encode(self, episodes: Sequence[Episode], encode: Encode, progress: bool = True) -> None:
+    def encode(self, episodes: Sequence[Episode], encode: Encode, progress: bool = True) -> dict[int, str]:
         """Encodes the windows of these episodes and writes their files.
 
         Args:
             episodes: Usually what `missing` returns.
             encode: Called with uint8 video; may return any float type on any device.
             progress: Whether to show a bar on the standard error.
+
+        Returns:
+            What was wrong with episodes whose pictures cannot be read, by index; they have no file.
 
         Raises:
             OSError: If a file cannot be written, such as on a full disk; files that are there already stay good.
@@ -85,31 +90,54 @@ class LatentCache:
         columns = (TextColumn("encoding windows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with ThreadPoolExecutor(1) as pool, Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
             task = bar.add_task("", total=sum(self.window.clip_anchors(episode.length) for episode in episodes))
-            for number, (episode, frames) in enumerate(self._decoded(episodes, pool)):
+            prepared, unreadable = False, {}
+            for episode, frames in self._decoded(episodes, pool):
+                if isinstance(frames, DatasetError):
+                    unreadable[episode.index] = str(frames)
+                    bar.advance(task, self.window.clip_anchors(episode.length))
+                    continue
                 latents = self._encode_episode(episode, frames, encode)
                 first = next(latents)
-                if number == 0:
+                if not prepared:
                     self._prepare(tuple(first.shape[1:]), episodes)
+                    prepared = True
                 self._write(episode, itertools.chain([first], latents), lambda count: bar.advance(task, count))
+        return unreadable
 
     def read(self, episode: Episode, anchor: int) -> BFloat16[Tensor, "z_channels z_frames z_height z_width"]:
-        """The latents of one window, a copy."""
+        """The latents of one window, a copy.
+
+        Raises:
+            DatasetError: If the file has vanished, or is shorter than it was.
+        """
         latents = self._maps.get(episode.index)
         if latents is None:
             assert self.shape is not None
             shape = (self.window.clip_anchors(episode.length), *self.shape)
-            latents = self._maps[episode.index] = np.memmap(self._path(episode), np.int16, "r", shape=shape)
+            try:
+                latents = self._maps[episode.index] = np.memmap(self._path(episode), np.int16, "r", shape=shape)
+            except (OSError, ValueError) as error:
+                raise DatasetError(
+                    f"episode {episode.index} of {self.source.root}: its latents {self._path(episode)} cannot be read ({error}): "
+                    "starting again encodes them anew"
+                ) from error
         return torch.from_numpy(np.array(latents[anchor])).view(torch.bfloat16)
 
     def _decoded(
         self, episodes: Sequence[Episode], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[Episode, UInt8[np.ndarray, "rows height width 3"]]]:
-        """Episodes with all their frames; the next one is decoded while the encoder has this one."""
+    ) -> Iterator[tuple[Episode, UInt8[np.ndarray, "rows height width 3"] | DatasetError]]:
+        """Episodes with all their frames, or why there are none; the next one is decoded while the encoder has this one."""
         pending = None
         for episode, following in itertools.zip_longest(episodes, episodes[1:]):
-            frames = pending.result() if pending else self.source.frames(episode, np.arange(episode.length))
-            pending = pool.submit(self.source.frames, following, np.arange(following.length)) if following else None
+            frames = pending.result() if pending else self._frames(episode)
+            pending = pool.submit(self._frames, following) if following else None
             yield episode, frames
+
+    def _frames(self, episode: Episode) -> UInt8[np.ndarray, "rows height width 3"] | DatasetError:
+        try:
+            return self.source.frames(episode, np.arange(episode.length))
+        except DatasetError as error:
+            return error
 
     def _encode_episode(self, episode: Episode, frames: UInt8[np.ndarray, "rows height width 3"], encode: Encode) -> Iterator[Tensor]:
         """Latents of all anchors in order, batch by batch; neighbours that show the same frames are encoded once."""
@@ -201,6 +229,38 @@ class LatentCache:
     def __getstate__(self) -> dict[str, Any]:
         """Without open files: another process maps its own."""
         return {**self.__dict__, "_maps": {}}
+
+
+def filled_caches(
+    readers: Mapping[str, Episodes], window: Window, encode: Encode, key: str, cache_dir: str, rank: int, ranks: int
+) -> tuple[dict[int, LatentCache], list[Fault]]:
+    """Caches of all datasets, by the identity of their readers, after encoding what is missing; and the episodes that have no latents.
+
+    Args:
+        readers: The datasets by name.
+        window: See `LatentCache`, as `key` and `cache_dir`.
+        encode: See `LatentCache.encode`.
+        rank: Of this process, which encodes its part of the episodes.
+        ranks: How many there are.
+
+    Raises:
+        OSError: If the disk is full, or what other processes were to encode is not there.
+    """
+    caches, faults = {}, []
+    for number, reader in enumerate(readers.values()):
+        cache, unreadable = LatentCache(cache_dir, reader, window, key), {}
+        if missing := cache.missing(reader.episodes[rank::ranks]):
+            unreadable = cache.encode(missing, encode, progress=rank == 0)
+        if ranks > 1:
+            everyone: list[Any] = [None] * ranks
+            torch.distributed.all_gather_object(everyone, unreadable)  # waits for all, too
+            unreadable = {index: reason for part in everyone for index, reason in part.items()}
+            cache = LatentCache(cache_dir, reader, window, key)
+            if left := [episode for episode in cache.missing(reader.episodes) if episode.index not in unreadable]:
+                raise OSError(f"{cache.folder} lacks {len(left)} episodes that other processes were to encode: is it on a shared disk?")
+        faults += [Fault(number, index, reason) for index, reason in unreadable.items()]
+        caches[id(reader)] = cache
+    return caches, faults
 
 
 @contextmanager

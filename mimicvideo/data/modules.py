@@ -1,27 +1,31 @@
 """ClipData and DemonstrationData: the data of stage 1 and stage 2 as LightningDataModules over LeRobot datasets."""
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from mimicvideo.data.batches import ClipBatches, DemonstrationBatches, Member
+from mimicvideo.data.batches import ClipBatches, DemonstrationBatches
 from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.errors import DatasetError
-from mimicvideo.data.latents import LatentCache
-from mimicvideo.data.resume import consumed_batches
+from mimicvideo.data.faults import Ledger
+from mimicvideo.data.latents import LatentCache, filled_caches
+from mimicvideo.data.loading import Loader, died
+from mimicvideo.data.members import Members, divide
+from mimicvideo.data.mixture import Mixture, Share, WeightBy, check_mixture, table
+from mimicvideo.data.resume import Place, interrupted
 from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order, WindowOrder, spread
 from mimicvideo.data.scan import Verify
 from mimicvideo.data.sources import Source, require_same
 from mimicvideo.data.spec import DatasetSpec
-from mimicvideo.data.split import in_turns, validation_episodes
 from mimicvideo.data.statistics import Statistics, cached, window_statistics
 from mimicvideo.data.window import Tail, Window
 
@@ -32,8 +36,9 @@ class ClipData(LightningDataModule):
     """Clips with their instructions, for stage 1.
 
     Training batches never end and are a pure function of (seed, batch): set `trainer.max_steps`. A run that is resumed from any
-    checkpoint continues with the batch after the last one that reached the weights. Batches are those of `types.Clip`; each sample also
-    carries its `position` in the whole training.
+    checkpoint continues with the sample after the last one that reached the weights, also with other workers, ranks or batch sizes.
+    Batches are those of `types.Clip`; each sample also carries its `position` in the whole training. A window that turns out to be
+    unreadable is replaced by one of another episode, and its episode counted against `max_bad_fraction`.
 
     Args:
         root: Folder of a dataset; or give `sources`.
@@ -50,9 +55,15 @@ class ClipData(LightningDataModule):
         validation_episodes: How many episodes in all instead (of each source).
         validation_windows: How many windows of these, at fixed places.
         split_seed: Of the choice of these episodes. It is not `seed`, so that stages and runs with other seeds hold out the same.
-        task_balanced: Whether every task is equally likely, however many episodes it has.
+        task_balanced: Whether every task is equally likely, however many episodes it has; with `weight_by`, within its dataset.
+        weight_by: What a source's probability is its weight times: 1 (`dataset`), its `episodes`, its `frames`, or `temperature`,
+            frames^(1 / temperature). None: episodes in stage 1, frames in stage 2.
+        temperature: See there.
+        exhaustive: Whether every window comes once per epoch, or samples are drawn with replacement, as weights ask for. None: the
+            latter in stage 1, and in stage 2 where sources have weights.
         num_workers: Processes that load; 0 loads in the training process, which is enough for small data and for cached latents.
-        max_bad_fraction: Share of the episodes that may be skipped because they cannot be used.
+        prefetch_factor: Batches that each of these loads ahead.
+        max_bad_fraction: Share of each dataset's episodes that may be skipped because they cannot be used, at opening or later.
         min_rows: Rows that an episode needs; see `open_episodes`.
         require_full_windows: Whether an episode shorter than one window counts as one that cannot be used.
         verify: `quick` or `full`; see `open_episodes`.
@@ -64,6 +75,8 @@ class ClipData(LightningDataModule):
     Raises:
         ValueError: If a number is out of range.
     """
+
+    _by_window = False  # whether windows are equally likely, or episodes
 
     def __init__(
         self,
@@ -82,7 +95,11 @@ class ClipData(LightningDataModule):
         validation_windows: int = 64,
         split_seed: int = 0,
         task_balanced: bool = False,
+        weight_by: WeightBy | None = None,
+        temperature: float = 1.0,
+        exhaustive: bool | None = None,
         num_workers: int = 0,
+        prefetch_factor: int = 2,
         max_bad_fraction: float = 0.0,
         min_rows: int = 2,
         require_full_windows: bool = False,
@@ -99,7 +116,7 @@ class ClipData(LightningDataModule):
             raise ValueError("with sources, each has its own spec: sources.NAME.spec")
         if (height is None) != (width is None):
             raise ValueError(f"give both height and width, or neither, got height={height}, width={width}")
-        for name, value in {"batch_size": batch_size, "validation_windows": validation_windows}.items():
+        for name, value in {"batch_size": batch_size, "validation_windows": validation_windows, "prefetch_factor": prefetch_factor}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= validation_fraction < 1:
@@ -110,7 +127,12 @@ class ClipData(LightningDataModule):
         named = sources or {"data": Source(str(root), spec=spec)}
         self._sources = {name: source if isinstance(source, Source) else Source(source) for name, source in named.items()}
         self._cameras, self._size = cameras, None if height is None or width is None else (height, width)
-        self._batch_size, self._num_workers, self._seed, self._task_balanced = batch_size, num_workers, seed, task_balanced
+        weights = {name: source.weight for name, source in self._sources.items()}
+        check_mixture(weight_by, temperature, exhaustive, weights)
+        if exhaustive is None:
+            exhaustive = self._by_window and weight_by in (None, "frames") and len(set(weights.values())) == 1
+        self._mixture = Mixture(weights, weight_by, temperature, exhaustive, task_balanced, self._by_window)
+        self._batch_size, self._num_workers, self._prefetch, self._seed = batch_size, num_workers, prefetch_factor, seed
         self._validation_windows = validation_windows
         self._split: dict[str, Any] = {"fraction": validation_fraction, "count": validation_episodes, "seed": split_seed}
         self._reader_options: dict[str, Any] = {
@@ -122,9 +144,11 @@ class ClipData(LightningDataModule):
         }
         self._cache_dir = cache_dir
         self.readers: dict[str, Episodes] = {}
-        self._training: list[Member] = []
-        self._validating: list[Member] = []
+        self._training = self._validating = Members({}, np.zeros(0, int), np.zeros(0, int))
         self._latents: dict[int, LatentCache] | None = None
+        self._ledger = Ledger({}, 0.0)
+        self._place: Place | None = None
+        self._skipped_at_start: dict[str, list[int]] | None = None  # of a training that is resumed
 
     # ---- reading --------------------------------------------------------------------------------------------------------------
 
@@ -140,29 +164,27 @@ class ClipData(LightningDataModule):
             name: source.open(self._cameras, size=self._size, **self._reader_options) for name, source in self._sources.items()
         }
         self._check_alike(readers)
-        training, validating, offset = [], [], 0
-        for name, reader in readers.items():
-            held_out = validation_episodes([(episode.index, episode.task) for episode in reader.listed], **self._split)
-            for episode in reader.episodes:
-                member = Member(reader, episode, offset + episode.index, self._sources[name].weight)
-                (validating if episode.index in held_out else training).append(member)
-            offset += 1 + max(episode.index for episode in reader.listed)
+        training, validating = divide(readers, self._split, {name: reader.skipped for name, reader in readers.items()})
         if not training:
             raise DatasetError("no episode is left to train on: lower validation_fraction, or add episodes")
-        self.readers, self._training, self._validating = (
-            readers,
-            training,
-            in_turns(validating, [member.episode.task for member in validating]),
-        )
+        self.readers, self._training, self._validating = readers, training, validating
+        self._ledger = Ledger(readers, self._reader_options["max_bad_fraction"])
         rank_zero_info(f"{len(training)} episodes to train on, {len(validating)} to validate on, {len(self.skipped)} skipped")
-        if short := sum(member.episode.length < self.window.span for member in training):
+        rank_zero_info(f"datasets and their share of the samples:\n{table(self.mixture())}")
+        if short := int((training.lengths < self.window.span).sum()):
             span = self.window.span
             rank_zero_info(f"{short} training episodes have fewer rows than a window ({span}): their first and last frames repeat")
 
+    def mixture(self) -> list[Share]:
+        """What training takes from each dataset, with the probability of a sample to come from it."""
+        self.setup()
+        return self._mixture.shares(self._training, self._anchors(self._training))
+
     @property
     def skipped(self) -> dict[str, str]:
-        """What was wrong with the episodes that are not used, by source and index."""
-        return {f"{name}/{index}": text for name, reader in self.readers.items() for index, text in reader.skipped.items()}
+        """What was wrong with the episodes that are not used, by source and index: at opening, and as found while training."""
+        opening = {f"{name}/{index}": text for name, reader in self.readers.items() for index, text in reader.skipped.items()}
+        return opening | self._ledger.found
 
     def contract(self) -> dict[str, Any]:
         """What observations and actions of this data are, for checkpoints and benchmarks; see `action.contract`."""
@@ -192,71 +214,64 @@ class ClipData(LightningDataModule):
 
         Raises:
             OSError: If the disk is full.
+            DatasetError: If too many episodes cannot be read.
         """
         self.setup()
-        rank, ranks = self._rank()
-        caches = {}
-        for reader in self.readers.values():
-            cache = LatentCache(cache_dir, reader, self.window, key)
-            if missing := cache.missing(reader.episodes[rank::ranks]):
-                cache.encode(missing, encode, progress=rank == 0)
-            if ranks > 1:
-                torch.distributed.barrier()
-                cache = LatentCache(cache_dir, reader, self.window, key)
-                if left := cache.missing(reader.episodes):
-                    raise OSError(f"{cache.folder} lacks {len(left)} episodes that other processes were to encode: is it on a shared disk?")
-            caches[id(reader)] = cache
-        self._latents = caches
+        self._latents, faults = filled_caches(self.readers, self.window, encode, key, cache_dir, *self._rank())
+        self._ledger.add(faults)
 
     # ---- batches --------------------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         self.setup()
-        stream = BatchStream(self._order(), self._batch_size, *self._rank(), consumed=lambda: consumed_batches(self.trainer))
+        stream = BatchStream(self._order(), self._batch_size, *self._rank(), start=lambda: self._stretches().position(self.trainer))
         return self._loader(self._batches(self._training, self._latents), stream)
 
-    def val_dataloader(self) -> DataLoader | list[Any]:
+    def val_dataloader(self) -> Loader | list[Any]:
         return self._fixed(self._latents)
 
     test_dataloader = val_dataloader
 
-    def predict_dataloader(self) -> DataLoader | list[Any]:
+    def predict_dataloader(self) -> Loader | list[Any]:
         return self._fixed(None)
 
-    def _batches(self, members: Sequence[Member], latents: dict[int, LatentCache] | None) -> ClipBatches:
-        return ClipBatches(members, self.window, latents)
+    def _batches(self, members: Members, latents: dict[int, LatentCache] | None) -> ClipBatches:
+        return ClipBatches(members, self.window, latents, self._seed)
 
     def _order(self) -> Order:
-        weights = [member.weight for member in self._training]
-        if self._task_balanced:
-            tasks, totals = self._tasks(), defaultdict(float)
-            for task, weight in zip(tasks, weights, strict=True):
-                totals[task] += weight
-            weights = [weight / (totals[task] or 1.0) for task, weight in zip(tasks, weights, strict=True)]
-        return ClipOrder(self._anchors(self._training), self._seed, weights)
+        anchors = self._anchors(self._training)
+        if self._mixture.exhaustive:
+            return WindowOrder(anchors, self._seed, self._training.tasks if self._mixture.task_balanced else None)
+        return ClipOrder(anchors, self._seed, self._mixture.episode_weights(self._training, anchors))
 
-    def _tasks(self) -> list[str]:
-        return [member.episode.task for member in self._training]
+    def _anchors(self, members: Members) -> Int[np.ndarray, " episodes"]:
+        return members.lengths + self.window.clip_anchors(0)
 
-    def _anchors(self, members: Sequence[Member]) -> list[int]:
-        return [self.window.clip_anchors(member.episode.length) for member in members]
-
-    def _fixed(self, latents: dict[int, LatentCache] | None) -> DataLoader | list[Any]:
+    def _fixed(self, latents: dict[int, LatentCache] | None) -> Loader | list[Any]:
         self.setup()
         if not self._validating:
             return []
-        items = spread(range(len(self._validating)), self._anchors(self._validating), self._validation_windows)
+        items = spread(np.arange(len(self._validating)), self._anchors(self._validating), self._validation_windows)
         return self._loader(self._batches(self._validating, latents), FixedBatches(items, self._batch_size, *self._rank()))
 
-    def _loader(self, batches: ClipBatches, sampler: BatchStream | FixedBatches) -> DataLoader:
-        return DataLoader(
+    def _loader(self, batches: ClipBatches, sampler: BatchStream | FixedBatches) -> Loader:
+        return Loader(
             batches,
+            self._ledger,
             batch_size=None,  # an item of the sampler is a whole batch
             sampler=sampler,
             num_workers=self._num_workers,
+            prefetch_factor=self._prefetch if self._num_workers else None,
             persistent_workers=self._num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def teardown(self, stage: str) -> None:
+        self._ledger.tell()
+
+    def on_exception(self, exception: BaseException) -> None:
+        if advice := died(exception, self._num_workers):  # PyTorch may raise it anywhere in the training process
+            exception.add_note(advice)
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -264,22 +279,31 @@ class ClipData(LightningDataModule):
     # ---- resuming -------------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What the order of batches depends on."""
+        """What the order of samples depends on, how far training has come in it, and what could not be read."""
         return {
             "data": [reader.tables_fingerprint for reader in self.readers.values()],
-            "batch_size": self._batch_size,
-            "ranks": self._rank()[1],
             "seed": self._seed,
             "episodes": len(self._training),
+            "skipped": self._skipped_at_start or {name: sorted(reader.skipped) for name, reader in self.readers.items()},
+            "mixture": asdict(self._mixture),
+            "stretch": asdict(self._stretches().saved),
+            "unreadable": self._ledger.found,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warns if a resumed training will see other batches than the interrupted one would have."""
-        now = self.state_dict()
+        """Goes on where the interrupted training stopped; warns if it would have seen other samples, or as many at once."""
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            for name, value in state_dict.items():
-                if now.get(name) != value:
-                    log.warning("resuming with other batches than before: %s was %s, now %s", name, value, now.get(name))
+            if state_dict.get("skipped", {}).keys() == self.readers.keys():
+                # What has broken since keeps its place in the order; its windows are replaced, as they were before the interruption.
+                self._skipped_at_start = state_dict["skipped"]
+                self._training, self._validating = divide(self.readers, self._split, state_dict["skipped"])
+            self._ledger.restore(state_dict.get("unreadable", {}))
+            self._stretches().resume(interrupted(state_dict, self.state_dict()))
+
+    def _stretches(self) -> Place:
+        if self._place is None:
+            self._place = Place(self._batch_size * self._rank()[1], getattr(self.trainer, "accumulate_grad_batches", 1))
+        return self._place
 
     def _check_alike(self, readers: Mapping[str, Episodes]) -> None:
         """Raises DatasetError if datasets cannot be mixed."""
@@ -290,7 +314,7 @@ class ClipData(LightningDataModule):
 class DemonstrationData(ClipData):
     """Observations with the expert's actions, for stage 2. Batches are those of `types.Demonstration`, with `position` added.
 
-    Every window of every training episode comes once per epoch of an endless, reshuffled stream.
+    Every window of every training episode comes once per epoch of an endless, reshuffled stream, unless sources have weights.
 
     Args:
         action_dim: Numbers of one control step's action; must be the dataset's.
@@ -304,6 +328,8 @@ class DemonstrationData(ClipData):
     Raises:
         ValueError: If a number is out of range.
     """
+
+    _by_window = True
 
     def __init__(
         self,
@@ -323,8 +349,6 @@ class DemonstrationData(ClipData):
             raise ValueError(f"history must be at least 1, got {history}")
         if tail not in ("repeat", "zero_delta"):
             raise ValueError(f"tail must be repeat or zero_delta, got {tail!r}")
-        if any(source.weight != 1 for source in self._sources.values()):
-            raise ValueError("sources have no weight in stage 2, where every window comes equally often: use task_balanced")
         self._action_dim, self._proprio_dim, self._history = action_dim, proprio_dim, history
         self._tail: Tail = tail
         self.window = Window(self.window.observed, self.window.future, self.window.frame_interval, horizon)
@@ -345,7 +369,7 @@ class DemonstrationData(ClipData):
             readers = list(self.readers.values())
             key = [
                 [reader.tables_fingerprint for reader in readers],
-                [member.number for member in self._training],
+                self._training.numbers.tolist(),
                 [self.window.horizon, self.window.stride, self._history, self._tail, self._hold_dims],
             ]
             self._statistics = cached(readers[0].root, self._cache_dir, key, self._compute_statistics)
@@ -356,14 +380,11 @@ class DemonstrationData(ClipData):
         proprio = [member.source.proprio(member.episode) for member in self._training]
         return window_statistics(actions, proprio, self.window, self._tail, self._hold_dims, self._history)
 
-    def _batches(self, members: Sequence[Member], latents: dict[int, LatentCache] | None) -> ClipBatches:
-        return DemonstrationBatches(members, self.window, self._history, self._tail, self._hold_dims, latents)
+    def _batches(self, members: Members, latents: dict[int, LatentCache] | None) -> ClipBatches:
+        return DemonstrationBatches(members, self.window, self._history, self._tail, self._hold_dims, latents, self._seed)
 
-    def _order(self) -> Order:
-        return WindowOrder(self._anchors(self._training), self._seed, self._tasks() if self._task_balanced else None)
-
-    def _anchors(self, members: Sequence[Member]) -> list[int]:
-        return [member.episode.length for member in members]
+    def _anchors(self, members: Members) -> Int[np.ndarray, " episodes"]:
+        return members.lengths
 
     def _check_alike(self, readers: Mapping[str, Episodes]) -> None:
         super()._check_alike(readers)

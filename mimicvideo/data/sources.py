@@ -16,7 +16,7 @@ class Source:
 
     Attributes:
         root: Its folder.
-        weight: How much more likely each of its clips is drawn than one of weight 1; stage 1 only.
+        weight: How much more likely its samples are drawn than those of one of weight 1; see `weight_by` of `ClipData`.
         spec: What it is; see `DatasetSpec`. A name is looked up in conf/dataset.
         cameras: Its cameras from left to right, where they are not those of the other datasets.
     """

@@ -46,13 +46,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(by_writer(tmp_path_factory.mktemp("data") / "d", lengths=(5, 3, 4, 3)).root)
 
 
-def make_data(root: str, kind: str, workers: int) -> ClipData:
-    common: dict[str, Any] = {"root": root, "observed": 1, "future": 4, "batch_size": 4, "validation_windows": 6, "num_workers": workers}
+def make_data(root: str, kind: str, workers: int, batch_size: int = 4) -> ClipData:
+    common: dict[str, Any] = {"root": root, "observed": 1, "future": 4, "validation_windows": 6, "num_workers": workers}
+    common["batch_size"] = batch_size
     return ClipData(**common) if kind == "clips" else DemonstrationData(3, 2, 4, **common)
 
 
 def fit(
-    root: str, kind: str, workers: int, steps: int = STEPS, ckpt: Path | None = None, fail_at: int | None = None, **options: Any
+    root: str,
+    kind: str,
+    workers: int,
+    steps: int = STEPS,
+    ckpt: Path | None = None,
+    fail_at: int | None = None,
+    batch_size: int = 4,
+    **options: Any,
 ) -> Recorder:
     module = Recorder(fail_at)
     saves = any(isinstance(callback, Checkpoint) for callback in options.get("callbacks", ()))
@@ -60,7 +68,7 @@ def fit(
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = Trainer(max_steps=steps, num_sanity_val_steps=0, **quiet, **options)
     with nullcontext() if fail_at is None else pytest.raises(RuntimeError, match="power cut"):
-        trainer.fit(module, make_data(root, kind, workers), ckpt_path=ckpt, weights_only=True)
+        trainer.fit(module, make_data(root, kind, workers, batch_size), ckpt_path=ckpt, weights_only=True)
     return module
 
 
@@ -133,5 +141,58 @@ def test_other_batches_than_before_are_warned_of(root: str, tmp_path: Path, capl
     data = ClipData(root=root, observed=1, future=4, batch_size=2, seed=7)
     trainer = Trainer(max_steps=3, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(Recorder(), data, ckpt_path=tmp_path / "step=1.ckpt", weights_only=True)
-    for text in ("batch_size was 4, now 2", "seed was 0, now 7"):
-        assert f"resuming with other batches than before: {text}" in caplog.text
+    assert "resuming with other batches than before: seed was 0, now 7" in caplog.text
+    assert "resuming with 2 samples per batch over all ranks, before 4: their order goes on" in caplog.text
+
+
+def fit_ranks(monkeypatch: pytest.MonkeyPatch, root: str, kind: str, ranks: int, batch_size: int, **options: Any) -> list[list[int]]:
+    """The positions that each of several ranks sees, one after another in this process; they all save the same checkpoints."""
+    seen = []
+    for rank in range(ranks):
+        monkeypatch.setattr(ClipData, "_rank", lambda self, rank=rank: (rank, ranks))
+        seen.append([position for batch in fit(root, kind, batch_size=batch_size, **options).batches for position in batch])
+    monkeypatch.undo()
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["clips", "demonstrations"])
+@pytest.mark.parametrize(
+    ("before", "after"),  # ranks, batch size, workers, accumulated batches
+    [
+        ((1, 4, 0, 1), (1, 4, 2, 1)),
+        ((2, 4, 2, 1), (1, 8, 0, 1)),
+        ((1, 8, 0, 1), (4, 2, 1, 1)),
+        ((2, 4, 0, 1), (1, 4, 0, 2)),
+        ((1, 4, 0, 2), (2, 4, 0, 1)),
+        ((3, 2, 1, 1), (2, 5, 0, 1)),
+        ((1, 4, 0, 2), (3, 1, 2, 3)),
+    ],
+)
+def test_none_is_lost_or_repeated_with_other_workers_ranks_and_batches(
+    root: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    before: tuple[int, int, int, int],
+    after: tuple[int, int, int, int],
+) -> None:
+    (ranks, size, workers, accumulate), ledger = before, []
+    saving = [ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)]
+    options: dict[str, Any] = {"workers": workers, "accumulate_grad_batches": accumulate, "steps": 3, "callbacks": saving}
+    ledger += fit_ranks(monkeypatch, root, kind, ranks, size, **options)
+    ranks, size, workers, accumulate = after
+    options = {"workers": workers, "accumulate_grad_batches": accumulate, "steps": 6, "ckpt": tmp_path / "step=3.ckpt"}
+    ledger += fit_ranks(monkeypatch, root, kind, ranks, size, **options)
+    positions = [position for part in ledger for position in part]
+    assert sorted(positions) == list(range(len(positions)))
+    assert len(positions) == 3 * (before[0] * before[1] * before[3] + after[0] * after[1] * after[3])
+
+
+def test_a_second_interruption_goes_on_as_well(root: str, tmp_path: Path) -> None:
+    positions, ckpt = [], None
+    for number, size in enumerate((4, 3, 5)):
+        saving = [ModelCheckpoint(tmp_path / str(number), "{step}", save_top_k=-1, every_n_train_steps=1)]
+        module = fit(root, "demonstrations", 0, steps=2 * number + 2, ckpt=ckpt, batch_size=size, callbacks=saving)
+        positions += [position for batch in module.batches for position in batch]
+        ckpt = tmp_path / str(number) / f"step={2 * number + 2}.ckpt"
+    assert positions == list(range(2 * (4 + 3 + 5)))

@@ -75,7 +75,7 @@ def test_ranks_share_each_batch(kind: str, ranks: int) -> None:
 
 def test_a_stream_starts_where_it_is_told_and_asks_each_time() -> None:
     order, consumed = WindowOrder([3, 2], seed=0), [0]
-    stream = BatchStream(order, batch_size=4, consumed=lambda: consumed[0])
+    stream = BatchStream(order, batch_size=4, start=lambda: 4 * consumed[0])
     batches = list(islice(stream, 30))
     assert [item.position for batch in batches for item in batch] == list(range(120))
     epochs = Counter(item[1:] for batch in batches for item in batch)
