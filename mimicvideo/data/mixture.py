@@ -141,7 +141,7 @@ class Mixture:
             episodes = np.bincount(source, minlength=len(self.weights))
             frames = np.bincount(source, members.lengths, minlength=len(self.weights))
             by = self.weight_by or ("frames" if self.by_window else "episodes")
-            probability = probabilities(list(self.weights.values()), episodes, frames, by, self.temperature)
+            probability = probabilities(list(self.weights.values()), episodes.tolist(), frames.tolist(), by, self.temperature)
             if self.task_balanced and self.weight_by is not None:
                 within = balanced([f"{number}/{task}" for number, task in zip(source.tolist(), members.tasks, strict=True)], within)
             weights = episode_weights(probability, source, within)

@@ -1,4 +1,4 @@
-"""ClipData and DemonstrationData: the data of stage 1 and stage 2 as LightningDataModules over LeRobot datasets."""
+"""ClipData: the data of stage 1, clips with their instructions, as a LightningDataModule over datasets of any format."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from mimicvideo.data.batches import ClipBatches, DemonstrationBatches
+from mimicvideo.data.batches import ClipBatches
 from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Ledger
@@ -26,8 +26,8 @@ from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order,
 from mimicvideo.data.scan import Verify
 from mimicvideo.data.sources import Source, require_same
 from mimicvideo.data.spec import DatasetSpec
-from mimicvideo.data.statistics import Statistics, cached, window_statistics
-from mimicvideo.data.window import Tail, Window
+from mimicvideo.data.view import viewed
+from mimicvideo.data.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class ClipData(LightningDataModule):
         cameras: Which cameras, from left to right; may be left out if there is one only.
         observed: Frames up to now, 1 + 4m; 5 is the paper's.
         future: Frames after that, a multiple of 4; 56 is the paper's.
-        frame_interval: Stored rows from one frame to the next.
+        frame_interval: Rows from one frame to the next.
+        frame_hz: Rows per second, to which datasets of other rates are brought by taking the nearest pictures; None takes what is stored.
         batch_size: Clips per batch and device.
         sources: Datasets by any name: folders, or `root` and `weight`. Their cameras must give pictures of one size.
         height: Height that each camera's pictures are resized to, with `width`; None keeps the dataset's.
@@ -86,6 +87,7 @@ class ClipData(LightningDataModule):
         observed: int = 5,
         future: int = 56,
         frame_interval: int = 1,
+        frame_hz: float | None = None,
         batch_size: int = 32,
         sources: dict[str, str | Source] | None = None,
         height: int | None = None,
@@ -126,6 +128,7 @@ class ClipData(LightningDataModule):
         self.window = Window(observed, future, frame_interval)
         named = sources or {"data": Source(str(root), spec=spec)}
         self._sources = {name: source if isinstance(source, Source) else Source(source) for name, source in named.items()}
+        self._frame_hz = frame_hz
         self._cameras, self._size = cameras, None if height is None or width is None else (height, width)
         weights = {name: source.weight for name, source in self._sources.items()}
         check_mixture(weight_by, temperature, exhaustive, weights)
@@ -161,7 +164,7 @@ class ClipData(LightningDataModule):
         if self.readers:
             return
         readers: dict[str, Episodes] = {
-            name: source.open(self._cameras, size=self._size, **self._reader_options) for name, source in self._sources.items()
+            name: self._view(source.open(self._cameras, size=self._size, **self._reader_options)) for name, source in self._sources.items()
         }
         self._check_alike(readers)
         training, validating = divide(readers, self._split, {name: reader.skipped for name, reader in readers.items()})
@@ -174,6 +177,10 @@ class ClipData(LightningDataModule):
         if short := int((training.lengths < self.window.span).sum()):
             span = self.window.span
             rank_zero_info(f"{short} training episodes have fewer rows than a window ({span}): their first and last frames repeat")
+
+    def _view(self, reader: Episodes) -> Episodes:
+        """A dataset as this training wants it."""
+        return viewed(reader, self._frame_hz, None, None, numbers=False)
 
     def mixture(self) -> list[Share]:
         """What training takes from each dataset, with the probability of a sample to come from it."""
@@ -201,6 +208,7 @@ class ClipData(LightningDataModule):
             "frame_interval_steps": self.window.frame_interval * readers[0].stride,
             "proprio": readers[0].proprio_names,
             "actions": readers[0].action_names,
+            **readers[0].interface(),
         }
 
     def attach_latents(self, encode: Callable[[Tensor], Tensor], key: str, cache_dir: str) -> None:
@@ -309,94 +317,3 @@ class ClipData(LightningDataModule):
         """Raises DatasetError if datasets cannot be mixed."""
         require_same(readers, "pictures", lambda r: (r.cameras[0].height, sum(camera.width for camera in r.cameras)))
         require_same(readers, "frames per second", lambda r: r.control_hz / r.stride)
-
-
-class DemonstrationData(ClipData):
-    """Observations with the expert's actions, for stage 2. Batches are those of `types.Demonstration`, with `position` added.
-
-    Every window of every training episode comes once per epoch of an endless, reshuffled stream, unless sources have weights.
-
-    Args:
-        action_dim: Numbers of one control step's action; must be the dataset's.
-        proprio_dim: Numbers of a state; must be the dataset's.
-        horizon: Control steps of an action chunk.
-        history: States per observation, as many rows back.
-        tail: What the actions beyond an episode's end are: `repeat` the last, or `zero_delta`, which stays where it is.
-        hold_dims: Dimensions (0-based) that keep their last value under `zero_delta`, such as a gripper command.
-        kwargs: See `ClipData`.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    _by_window = True
-
-    def __init__(
-        self,
-        action_dim: int,
-        proprio_dim: int,
-        horizon: int,
-        history: int = 1,
-        tail: Tail = "repeat",
-        hold_dims: list[int] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._hold_dims = tuple(hold_dims or ())
-        if any(not 0 <= dim < action_dim for dim in self._hold_dims):
-            raise ValueError(f"hold_dims must lie in [0, {action_dim - 1}], got {list(self._hold_dims)}")
-        if history < 1:
-            raise ValueError(f"history must be at least 1, got {history}")
-        if tail not in ("repeat", "zero_delta"):
-            raise ValueError(f"tail must be repeat or zero_delta, got {tail!r}")
-        self._action_dim, self._proprio_dim, self._history = action_dim, proprio_dim, history
-        self._tail: Tail = tail
-        self.window = Window(self.window.observed, self.window.future, self.window.frame_interval, horizon)
-        self._statistics: Statistics | None = None
-
-    def setup(self, stage: str | None = None) -> None:
-        super().setup(stage)
-        stride = next(iter(self.readers.values())).stride
-        self.window = Window(self.window.observed, self.window.future, self.window.frame_interval, self.window.horizon, stride)
-
-    def contract(self) -> dict[str, Any]:
-        return {**super().contract(), "horizon": self.window.horizon}
-
-    def statistics(self) -> Statistics:
-        """Of actions and proprio over all training windows; see `window_statistics`. Kept on disk by content."""
-        self.setup()
-        if self._statistics is None:
-            readers = list(self.readers.values())
-            key = [
-                [reader.tables_fingerprint for reader in readers],
-                self._training.numbers.tolist(),
-                [self.window.horizon, self.window.stride, self._history, self._tail, self._hold_dims],
-            ]
-            self._statistics = cached(readers[0].root, self._cache_dir, key, self._compute_statistics)
-        return self._statistics
-
-    def _compute_statistics(self) -> Statistics:
-        actions = [member.source.actions(member.episode) for member in self._training]
-        proprio = [member.source.proprio(member.episode) for member in self._training]
-        return window_statistics(actions, proprio, self.window, self._tail, self._hold_dims, self._history)
-
-    def _batches(self, members: Members, latents: dict[int, LatentCache] | None) -> ClipBatches:
-        return DemonstrationBatches(members, self.window, self._history, self._tail, self._hold_dims, latents, self._seed)
-
-    def _anchors(self, members: Members) -> Int[np.ndarray, " episodes"]:
-        return members.lengths
-
-    def _check_alike(self, readers: Mapping[str, Episodes]) -> None:
-        super()._check_alike(readers)
-        for what in ("stride", "control_hz", "robot", "action_names", "proprio_names"):
-            require_same(readers, what, lambda reader, what=what: getattr(reader, what))
-        for reader in readers.values():
-            for name, given, names in (
-                ("action_dim", self._action_dim, reader.action_names),
-                ("proprio_dim", self._proprio_dim, reader.proprio_names),
-            ):
-                if not names:
-                    raise DatasetError(f"{reader.root} has videos only, no numbers to take {name} from: it serves stage 1 (ClipData)")
-                if given != len(names):
-                    has = f"{len(names)} ({', '.join(names)})"
-                    raise DatasetError(f"data.init_args.{name} is {given}, {reader.root} has {has}: set it to {len(names)}")

@@ -52,6 +52,11 @@ class Representation:
         return result
 
     @property
+    def learned(self) -> list[str]:
+        """What each group of actions is learned as, in words; datasets whose words agree can be mixed."""
+        return [f"{group.name}: {group.learned} {group.kind}, {group.frame} {group.body}".rstrip() for group in self.actions.groups]
+
+    @property
     def hold_dims(self) -> tuple[int, ...]:
         """Learned dimensions whose last value means "stay": all but deltas. A relative pose of zero would go back to the anchor."""
         held = [self.actions.places[group.name] for group in self.actions.groups if group.learned != "delta"]

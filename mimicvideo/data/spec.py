@@ -33,6 +33,8 @@ class DatasetSpec:
         action_names: Likewise.
         swap_colours: Cameras, by these names, whose pictures are stored as blue, green, red.
         standardise: A function that makes the dataset standard: a name in `mimicvideo.data.standards`, or `package.module:function`.
+        representation: What the numbers are and how actions are learned, see `representation.parse_representation`; None learns them as
+            they are. It is what `DemonstrationData` uses unless it is given another.
         drop_first: Rows to leave out at the start of every episode.
         drop_last: Rows to leave out at its end.
     """
@@ -52,6 +54,7 @@ class DatasetSpec:
     action_names: list[str] | None = None
     swap_colours: list[str] | None = None
     standardise: str | None = None
+    representation: dict[str, Any] | None = None
     drop_first: int = 0
     drop_last: int = 0
 

@@ -71,7 +71,7 @@ class StoredEpisodes(Episodes):
         verify: Verify = "quick",
         **kwargs: Any,
     ) -> None:
-        self.store, self.spec = store, spec
+        self.store, self.spec, self.described_representation = store, spec, spec.representation
         self._standard = find(spec.standardise) if spec.standardise else None
         self._keys = {name: self._chosen(name) for name in ("proprio", "actions", "instruction")}
         self._steady = set(self._keys["proprio"] if spec.interpolate is None else spec.interpolate)

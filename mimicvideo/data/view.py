@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from mimicvideo.data.episodes import Camera, Episode, Episodes
 from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.listing import Listing
 from mimicvideo.data.representation import parse_representation
 from mimicvideo.data.resample import rate, rate_places, resample
 
@@ -73,9 +74,12 @@ class View(Episodes):
                 f"{source.root} has {float(self._stored_hz):g} rows and {source.control_hz:g} control steps per second: its numbers can be "
                 "brought to other rates only if it is known what they are: give representation"
             )
-        self.listed = [self._viewed(episode) for episode in source.listed]
+        faster = self._frame_hz / self._stored_hz
+        stored = source.listed.lengths
+        lengths = np.where(stored > 0, (stored - 1) * faster.numerator // faster.denominator + 1, 0)
+        self.listed = Listing(source.listed.indices, lengths, self._viewed, source.listed.task_names, source.listed.task_codes)
         self.skipped = dict(source.skipped)
-        self.episodes = [episode for episode in self.listed if episode.index not in self.skipped]
+        self.episodes = self.listed.take(np.flatnonzero(~np.isin(self.listed.indices, list(self.skipped))))
         self._numbers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def interface(self) -> dict[str, Any]:
@@ -119,8 +123,8 @@ class View(Episodes):
         settings = [fingerprint, str(self._frame_hz), str(self._control_hz), self.description]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def _viewed(self, episode: Episode) -> ViewedEpisode:
-        length = len(rate_places(episode.length, self._stored_hz, self._frame_hz).low) if episode.length else 0
+    def _viewed(self, place: int) -> ViewedEpisode:
+        episode, length = self.source.listed[place], int(self.listed.lengths[place])
         return ViewedEpisode(episode.index, length, episode.instructions, episode.task, episode)
 
     def _both(self, episode: ViewedEpisode) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
+from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.loading import died
-from mimicvideo.data.modules import ClipData, DemonstrationData
+from mimicvideo.data.modules import ClipData
 from tests.synthetic_episodes import Made, by_writer, what_is_shown
 
 LENGTHS = [6] * 20

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.episodes import Episodes
-from mimicvideo.data.modules import ClipData, DemonstrationData
+from mimicvideo.data.modules import ClipData
 from mimicvideo.data.open import open_episodes
 from mimicvideo.data.spec import DatasetSpec
 from tests.every_format import FORMATS, HZ, LENGTHS, ORDER, TOLD, WITH_NUMBERS, film

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.mixture import probabilities
-from mimicvideo.data.modules import ClipData, DemonstrationData
+from mimicvideo.data.modules import ClipData
 from mimicvideo.data.sampler import ClipOrder, WindowOrder
 from mimicvideo.data.sources import Source
 from tests.synthetic_episodes import by_writer, change_rows

@@ -12,9 +12,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.lerobot import LeRobotEpisodes
-from mimicvideo.data.modules import ClipData, DemonstrationData, Source
+from mimicvideo.data.modules import ClipData, Source
 from mimicvideo.data.window import Window
 from tests.synthetic_episodes import ACTION_NAMES, DATA_FILE, STATE_NAMES, VIEW, Made, by_lerobot, by_writer, change_rows, what_is_shown
 

@@ -10,7 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
 from torch import Tensor, nn
 
-from mimicvideo.data.modules import ClipData, DemonstrationData
+from mimicvideo.data.demonstration_data import DemonstrationData
+from mimicvideo.data.modules import ClipData
 from tests.synthetic_episodes import by_writer
 
 STEPS = 9
