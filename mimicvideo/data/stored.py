@@ -99,8 +99,8 @@ class StoredEpisodes(Episodes):
             robot=spec.robot or store.robot,
             control_hz=hz * store.stride,
             stride=store.stride,
-            proprio_names=self._names("proprio", "state", widths[0]),
-            action_names=self._names("actions", "action", widths[1]),
+            proprio_names=self._names("proprio", "state", widths[0]) if sound else [],
+            action_names=self._names("actions", "action", widths[1]) if sound else [],
             **kwargs,
         )
 
