@@ -16,6 +16,7 @@ VERBS = {
     "rollout": "runs a policy in a benchmark: success rates, latency, videos",
     "report": "one self-contained HTML page of a study: success table, curves, videos",
     "check": "checks a configuration of fit and counts its parameters, without a GPU or weights",
+    "captions": "a vision-language model writes a long description of every episode of a data set",
     "export": "a policy's checkpoint becomes a folder to give away, with model card and hashes",
     "import": "NVIDIA's native video checkpoints, and mimic-video's, become folders that backbone.pretrained takes",
     "import-decoder": "mimic-video's action decoder and statistics become such a folder",

@@ -95,7 +95,7 @@ def ab2_correction(previous_tau: Float[Tensor, ""], tau: Float[Tensor, ""], next
     (h - 1 + e^-h) / k of its change to y (`res_x0_rk2_step` of NVIDIA's sampler is the same in other words). Levels 0 and 1, where
     log sigma is infinite, get 0: the last step to a clean sample is then the estimate itself, as in the official code.
     """
-    if any(level in (0, 1) for level in (previous_tau.item(), tau.item(), next_tau.item())):
-        return torch.zeros_like(tau)
     step, previous_step = tau.logit() - next_tau.logit(), previous_tau.logit() - tau.logit()
-    return (1 - next_tau) * (step + torch.expm1(-step)) / previous_step
+    correction = (1 - next_tau) * (step + torch.expm1(-step)) / previous_step
+    levels = torch.stack([previous_tau, tau, next_tau])
+    return torch.where(((levels > 0) & (levels < 1)).all(), correction, 0.0)  # nothing is read back from a GPU

@@ -13,6 +13,7 @@ FUNCTIONS = {
     "rollout": "mimicvideo.rollout.rollout",
     "demos": "mimicvideo.benchmark.demos.demos",
     "report": "mimicvideo.report.report",
+    "captions": "mimicvideo.caption_tool.captions",
     "export": "mimicvideo.action.load.export_policy",
     "import-decoder": "mimicvideo.action.native.import_decoder",
     "import": "mimicvideo.video.native.import_native",

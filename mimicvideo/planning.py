@@ -18,6 +18,7 @@ from mimicvideo.action.future import Future, OracleFuture
 from mimicvideo.action.load import load_policy
 from mimicvideo.action.state import require_kind
 from mimicvideo.benchmark.base import Task
+from mimicvideo.data.representation import parse_representation
 from mimicvideo.evaluation import Latency
 from mimicvideo.rollout_workers import Job, Observed
 from mimicvideo.types import Observation
@@ -100,13 +101,18 @@ class PolicyPlanner:
         self.future = policy.contract["future"] if policy.future.needs_video else 0
         self.latency = Latency()
         self.hashes = {"policy_config": provenance.json_sha256(dict(policy.hparams)), "base_weights": policy.backbone.weights_hash}
+        description = policy.contract.get("representation")
+        self._representation = None if description is None else parse_representation(description)
 
     def plan(self, requests: Sequence[Request]) -> Float[ndarray, "batch horizon action_dim"]:
-        """A chunk for each request, in dataset units."""
+        """A chunk for each request: the environment's own commands."""
+        proprio = np.stack([request.seen.proprio for request in requests])
+        if self._representation is not None:
+            proprio = self._representation.proprio.learn({"proprio": proprio}).astype(np.float32)
         contexts: Sequence[Any] = self._contexts(requests)
         observation: Observation = {
             "video": torch.from_numpy(np.stack([context.seen.frames for context in contexts])),
-            "proprio": torch.from_numpy(np.stack([request.seen.proprio for request in requests])[:, None]),
+            "proprio": torch.from_numpy(proprio[:, None]),
             "prompt": [context.job.task.instruction for context in contexts],
         }
         future = torch.from_numpy(np.stack([context.seen.future for context in contexts])) if self.future else None
@@ -116,7 +122,7 @@ class PolicyPlanner:
             actions = self.policy.predict_actions(observation, future_video=future, generator=generators)
         actions = actions.float().cpu().numpy()  # waits for a GPU, so this belongs into the time
         self.latency.add(time.perf_counter() - start, len(requests))
-        return actions
+        return actions if self._representation is None else self._representation.commands(actions, proprio).astype(np.float32)
 
     def _contexts(self, requests: Sequence[Request]) -> Sequence[Request]:
         """Whose video and instruction each request's hidden states come from."""
@@ -154,7 +160,8 @@ class RandomPlanner:
 
     def plan(self, requests: Sequence[Request]) -> Float[ndarray, "batch horizon action_dim"]:
         """A chunk for each request."""
-        shape = self.contract["horizon"], len(self.contract["actions"])
+        names = self.contract.get("environment", self.contract)["actions"]
+        shape = self.contract["horizon"], len(names)
         draws = [np.random.default_rng(derived_seed("random", self.seed, request)).uniform(-1, 1, shape) for request in requests]
         return np.stack(draws).astype(np.float32)
 

@@ -61,6 +61,9 @@ class FakeBackbone(VideoBackbone):
         rows = [hashlib.sha256(prompt.encode()).digest()[: self.hidden_dim] for prompt in prompts]
         return torch.tensor([[[byte / 128 - 1 for byte in row]] for row in rows], device=self.maps.device)
 
+    def no_prompt(self) -> Tensor:
+        return torch.zeros(1, self.hidden_dim)
+
     def velocity(self, noisy: Tensor, tau: Tensor, condition: VideoCondition) -> Tensor:
         self.passes += 1
         return noisy - condition.observed.mean(2, keepdim=True) * (1 - tau)[:, None, None, None, None]

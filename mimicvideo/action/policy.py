@@ -15,11 +15,13 @@ from torch import Tensor
 
 from mimicvideo import flow
 from mimicvideo.action import state
+from mimicvideo.action.acting import Acting, ActionSampler, integrate
 from mimicvideo.action.context import check_blocks
 from mimicvideo.action.contract import check_contract, check_observation, check_same_contract
 from mimicvideo.action.decoder import DecoderFactory, DecoderShape, PreparedContext
 from mimicvideo.action.flow_times import FlowTimes, check_flow_times
 from mimicvideo.action.future import Future
+from mimicvideo.action.validation import errors
 from mimicvideo.ema import WeightAverage
 from mimicvideo.noise import Generators, NoiseLevels, check_tau, gaussian, standard_normal
 from mimicvideo.normalize import Normalization, normalizer_pair
@@ -52,7 +54,7 @@ class ActionPolicy(LightningModule):
         flow_times: `decoupled`, tau_a and tau_v drawn apart, is the paper's; `tied`: see `mimicvideo.action.flow_times`.
         block: 0-based block whose output is read, 19 of 28 is the paper's; or several, for a decoder that takes them, from one pass.
         num_steps: Euler steps of the action flow.
-        draws: (tau_a, noise) draws for each pass of the backbone.
+        draws: (tau_a, noise) draws for each pass of the backbone: the same expected loss, with less noise, for little more time.
         loss_scale: Factor of the loss; 10 in the official code.
         normalization: Units; see `mimicvideo.normalize.Normalization`.
         context_control: `zero` replaces the hidden states by zeros, `shuffle` by those of the neighbour in the batch (in a batch of
@@ -61,6 +63,7 @@ class ActionPolicy(LightningModule):
         validation_taus: tau_v at which validation noises the true future.
         ema_decay: Decay of the decoder's weight average, which then validates and acts; None for none.
         compile_decoder: Train with `torch.compile`: a minute at the start, then faster steps on a GPU.
+        acting: How the policy acts where speed counts; see `mimicvideo.action.acting.Acting`. None is as in validation.
         optimizer: Makes the optimizer of the decoder's weights.
         scheduler: Makes the learning-rate schedule, stepped after every optimizer step.
         seed: Of all draws in training and validation.
@@ -93,6 +96,7 @@ class ActionPolicy(LightningModule):
         validation_taus: Sequence[float] = (0.1, 0.5, 0.9),
         ema_decay: float | None = None,
         compile_decoder: bool = False,
+        acting: Acting | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
@@ -130,7 +134,13 @@ class ActionPolicy(LightningModule):
             normalization, actions=(action_dim, horizon), proprio=(proprio_dim, shape.history)
         )
         self.average = None if ema_decay is None else WeightAverage(self.decoder, ema_decay)
+        self.act_as(acting)
         self._previous_hidden: Hidden | None = None  # for the shuffle control in batches of one
+
+    def act_as(self, acting: Acting | None) -> None:
+        """Acts so from now on; None is as in validation."""
+        self.acting = acting
+        self._sampler = None if acting is None else ActionSampler(self.decoder, acting, self.num_steps)
 
     # ---- data -----------------------------------------------------------------------------------------------------------------
 
@@ -251,14 +261,9 @@ class ActionPolicy(LightningModule):
     ) -> Float[Tensor, "batch horizon action_dim"]:
         """Integrates the action flow from `noise`; dataset units in and out (of `proprio` and the result)."""
         proprio = self.proprio_normalizer.normalize(proprio.to(noise))
-
-        def velocity(actions: Tensor, tau: Tensor) -> Tensor:
-            return self.decoder(actions, tau.expand(actions.shape[0]), context, tau_video, proprio)
-
         training, _ = self.decoder.training, self.decoder.eval()  # no proprio is masked when acting
         try:
-            taus = torch.linspace(1, 0, self.num_steps + 1, device=noise.device)
-            return self.action_normalizer.unnormalize(flow.integrate(velocity, noise, taus))
+            return self.action_normalizer.unnormalize(integrate(self.decoder, context, tau_video, proprio, noise, self.num_steps))
         finally:
             self.decoder.train(training)
 
@@ -289,17 +294,26 @@ class ActionPolicy(LightningModule):
         observed = clean if clean is not None else self.backbone.encode_video(video)
         condition = self._condition(observation["prompt"], observed)
         batch, z_channels, _, z_height, z_width = observed.shape
-        noise = gaussian((batch, z_channels, self.z_frames, z_height, z_width), generator).to(self.device)
-        context, tau_video = self._future_context(condition, noise, clean)
-        noise = gaussian((batch, self.horizon, self.action_dim), generator).to(self.device)
-        return self._sample_actions(context, tau_video, observation["proprio"], noise).float()
+        z_frames = self.z_frames if self.acting is None else self.acting.z_frames(self.z_observed, self.z_frames)
+        noise = gaussian((batch, z_channels, z_frames, z_height, z_width), generator).to(self.device)
+        action_noise = gaussian((batch, self.horizon, self.action_dim), generator).to(self.device)
+        return self._act(condition, noise, clean, observation["proprio"], action_noise)
 
-    def _future_context(
-        self, condition: VideoCondition, noise: Tensor, clean: Tensor | None
-    ) -> tuple[PreparedContext, Float[Tensor, " batch"]]:
+    def _act(
+        self, condition: VideoCondition, noise: Tensor, clean: Tensor | None, proprio: Tensor, action_noise: Tensor
+    ) -> Float[Tensor, "batch horizon action_dim"]:
+        """One chunk for each sample in dataset units, fp32; `noise` says how many latent frames the video model is shown."""
+        hidden, tau_video = self._future_states(condition, noise, None if clean is None else clean[:, :, : noise.shape[2]])
+        if self._sampler is None:
+            context = self.decoder.prepare_context(*hidden)
+            return self._sample_actions(context, tau_video, proprio, action_noise).float()
+        proprio = self.proprio_normalizer.normalize(proprio.to(action_noise))
+        return self.action_normalizer.unnormalize(self._sampler(hidden, tau_video, proprio, action_noise)).float()
+
+    def _future_states(self, condition: VideoCondition, noise: Tensor, clean: Tensor | None) -> tuple[Hidden, Float[Tensor, " batch"]]:
         tau_video = torch.full(noise.shape[:1], self.future.tau, device=noise.device)
         latents = self.future.latents(self.backbone, condition, noise, clean)
-        return self.decoder.prepare_context(*self._hidden_states(latents, tau_video, condition)), tau_video
+        return self._hidden_states(latents, tau_video, condition), tau_video
 
     # ---- Lightning ------------------------------------------------------------------------------------------------------------
 
@@ -328,25 +342,8 @@ class ActionPolicy(LightningModule):
         self._evaluate(batch, batch_idx, "test")
 
     def _evaluate(self, batch: Demonstration, batch_idx: int, split: str) -> None:
-        generator = self._generator(VALIDATION, batch_idx)
         with self.averaged_weights():
-            metrics = {"loss": self._flow_loss(batch, generator)}
-            latents = self._latents(batch)
-            condition = self._condition(batch["observation"]["prompt"], latents)
-            noise = standard_normal(latents.shape, generator, latents.device)
-            action_noise = standard_normal(batch["actions"].shape, generator, latents.device)
-
-            def error(context: PreparedContext, tau_video: Tensor) -> Tensor:
-                actions = self._sample_actions(context, tau_video, batch["observation"]["proprio"], action_noise)
-                return F.mse_loss(actions, batch["actions"])
-
-            for tau in self.validation_taus:
-                tau_video = torch.full(latents.shape[:1], tau, device=latents.device)
-                hidden = self._hidden_states(flow.interpolate(latents, noise, tau_video), tau_video, condition)
-                metrics[f"action_mse_tau_{tau:.2f}"] = error(self.decoder.prepare_context(*hidden), tau_video)
-            if self.validation_taus:
-                metrics["action_mse"] = torch.stack([metrics[f"action_mse_tau_{tau:.2f}"] for tau in self.validation_taus]).mean()
-            metrics["action_mse_generated"] = error(*self._future_context(condition, noise, latents))
+            metrics = errors(self, batch, self._generator(VALIDATION, batch_idx))
         named = {f"{split}/{name}": value for name, value in metrics.items()}
         self.log_dict(named, batch_size=len(batch["actions"]), sync_dist=True, add_dataloader_idx=False)
 

@@ -119,5 +119,9 @@ class DemonstrationBatches(ClipBatches):
     def _numbers(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
         member = self.members[item.episode]
         steps, beyond = self.window.action_steps(item.row, member.episode.length)
-        actions = fill_tail(member.source.actions(member.episode)[steps], beyond, self._tail, self._hold_dims)
-        return actions, member.source.proprio(member.episode)[proprio_rows(item.row, self._history)]
+        actions, states = member.source.actions(member.episode), member.source.proprio(member.episode)
+        if (representation := member.source.representation) is None:
+            chunk = fill_tail(actions[steps], beyond, self._tail, self._hold_dims)
+        else:
+            chunk = representation.window(actions, steps, beyond, states[item.row], self._tail).astype(np.float32)
+        return chunk, states[proprio_rows(item.row, self._history)]

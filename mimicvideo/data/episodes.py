@@ -9,13 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.hashes import file_sha256
+
+if TYPE_CHECKING:
+    from mimicvideo.data.representation import Representation
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,8 @@ class Episodes(ABC):
         DatasetError: If pictures cannot stand side by side, or too many episodes cannot be used.
     """
 
+    representation: "Representation | None" = None  # what a window's actions are made with; see `View`
+
     def __init__(
         self,
         root: Path,
@@ -114,6 +119,10 @@ class Episodes(ABC):
         self._cache_bytes, self._cache_limit = 0, int(ram_cache_gb * 1e9)
         everything = sum(episode.length for episode in self.episodes) * self.frame_bytes
         self._all_fit = everything <= self._cache_limit
+
+    def interface(self) -> dict[str, Any]:
+        """What a policy's contract says beyond names and rates; see `View`."""
+        return {}
 
     @property
     def frame_bytes(self) -> int:

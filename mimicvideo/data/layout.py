@@ -120,7 +120,7 @@ class Layout:
             modes.extend("identity" if group.kind == "rotation" else mode for _ in range(group.learned_width))
         return modes
 
-    def learn(self, stored: Mapping[str, Shaped[np.ndarray, "steps _"]]) -> Float[np.ndarray, "steps learned_dim"]:
+    def learn(self, stored: Mapping[str, Shaped[np.ndarray, "_ _"]]) -> Float[np.ndarray, "steps learned_dim"]:
         """An episode's vectors in learnable form: rotations as 6-D, grippers in the learned convention, poses as they are stored.
 
         Args:
@@ -166,6 +166,12 @@ class Layout:
         for group in self.groups:
             result[..., list(group.dims)] = columns[group.name]
         return result
+
+    def command_names(self, stored: Sequence[str]) -> list[str]:
+        """A name for each number of `store`; `stored` are those of the dataset's vector."""
+        if all(group.source == self.vector for group in self.groups):
+            return list(stored)
+        return [f"{group.name}_{place}" for group in self.groups for place in range(len(group.dims))]
 
     def _learn(self, group: Group, values: np.ndarray) -> np.ndarray:
         if group.kind == "gripper":

@@ -92,12 +92,12 @@ class Representation:
     def window(
         self,
         actions: Shaped[np.ndarray, "steps action_dim"],
-        steps: Int[np.ndarray, " horizon"],
-        beyond: Bool[np.ndarray, " horizon"],
-        anchor: Shaped[np.ndarray, " proprio_dim"],
+        steps: Int[np.ndarray, "*batch horizon"],
+        beyond: Bool[np.ndarray, "*batch horizon"],
+        anchor: Shaped[np.ndarray, "*batch proprio_dim"],
         tail: Tail,
-    ) -> Float[np.ndarray, "horizon action_dim"]:
-        """The chunk of one window with its tail.
+    ) -> Float[np.ndarray, "*batch horizon action_dim"]:
+        """The chunk of one window, or of several of one episode, with its tail.
 
         Args:
             actions: Of the whole episode; see `learn`.
@@ -110,8 +110,10 @@ class Representation:
         chunk = self.chunk(actions[steps], anchor)
         if not beyond.any():
             return chunk
-        last = max(int(np.argmax(beyond)) - 1, 0)
-        chunk[last + 1 :] = chunk[last]  # a delta between two held targets is none; repeating is the caller's choice, made below
+        horizon = beyond.shape[-1]
+        last = np.where(beyond.any(-1), np.maximum(beyond.argmax(-1) - 1, 0), horizon - 1)
+        # A delta between two held targets is none; repeating is the caller's choice, made below.
+        chunk = np.take_along_axis(chunk, np.minimum(np.arange(horizon), last[..., None])[..., None], axis=-2)
         return fill_tail(chunk, beyond, tail, self.hold_dims, self.neutral)
 
     # ---- groups ---------------------------------------------------------------------------------------------------------------

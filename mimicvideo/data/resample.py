@@ -114,7 +114,8 @@ def time_places(
         place = int(low[in_gap.argmax()])
         raise DatasetError(
             f"{int(in_gap.sum())} of {len(at)} samples lie in gaps longer than {max_gap:g} s; "
-            f"the first lasts {intervals[place]:.3g} s from {times[place]:g} s on. Drop the episode, raise max_gap, or allow a share of them with max_share (now {max_share:g})"
+            f"the first lasts {intervals[place]:.3g} s from {times[place]:g} s on. "
+            f"Drop the episode, raise max_gap, or allow a share of them with max_share (now {max_share:g})"
         )
     return Places(low, share, in_gap)
 

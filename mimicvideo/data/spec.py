@@ -31,6 +31,7 @@ class DatasetSpec:
         task: Key of the task's name.
         proprio_names: A name for each number of a state after standardisation.
         action_names: Likewise.
+        swap_colours: Cameras, by these names, whose pictures are stored as blue, green, red.
         standardise: A function that makes the dataset standard: a name in `mimicvideo.data.standards`, or `package.module:function`.
         drop_first: Rows to leave out at the start of every episode.
         drop_last: Rows to leave out at its end.
@@ -49,6 +50,7 @@ class DatasetSpec:
     task: str | None = None
     proprio_names: list[str] | None = None
     action_names: list[str] | None = None
+    swap_colours: list[str] | None = None
     standardise: str | None = None
     drop_first: int = 0
     drop_last: int = 0

@@ -1,8 +1,10 @@
 """Functions that make a dataset standard where naming its keys is not enough: one small function per quirk, named in its description.
 
 A function takes an episode's columns, float64 with one row per step: `proprio` and `actions`, joined from the keys that the description
-names, and every other key that it asks for with `@needs`; it returns the same with `proprio` and `actions` as they should be, and may add
-`keep`, a bool per row that says which rows stay. It never changes its argument.
+names, and every other key that it asks for with `@needs`, where a key of sentences gives the different ones as an array of strings. It
+returns the same with `proprio` and `actions` as they should be, and may add `keep`, a bool per row that says which rows stay (if none, the
+episode is left out, which is no fault of it), and `instructions`, the episode's sentences as an array of strings. It never changes its
+argument.
 """
 
 import importlib

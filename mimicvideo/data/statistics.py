@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from mimicvideo.data.representation import Representation
 from mimicvideo.data.window import Tail, Window, fill_tail
 from mimicvideo.normalize import CLIP_FACTOR
 
@@ -30,6 +31,7 @@ def window_statistics(
     tail: Tail,
     hold_dims: tuple[int, ...] = (),
     history: int = 1,
+    representation: Representation | None = None,
 ) -> Statistics:
     """Statistics over every window of the given episodes: one for each row.
 
@@ -40,6 +42,7 @@ def window_statistics(
         tail: What actions beyond an episode's end are; these count too, as in training.
         hold_dims: See `fill_tail`.
         history: States per window.
+        representation: What each window's actions are made with; `hold_dims` are then its own.
 
     Returns:
         `actions` and `proprio`, each with `per_step` (steps, dims) and `pooled` (dims): mean, std, min, max, the percentiles p2, p98,
@@ -56,7 +59,11 @@ def window_statistics(
     count, first = np.repeat(rows, rows), np.repeat(np.cumsum(rows) - rows, rows)
     all_actions, all_states = np.concatenate(actions), np.concatenate(proprio)
 
+    chunks = None if representation is None else _chunks(actions, proprio, window, tail, representation)
+
     def action(step: int) -> Float32[np.ndarray, "windows action_dim"]:
+        if chunks is not None:
+            return chunks[:, step]
         wanted, last = row * window.stride + step, count * window.stride - 1
         values = all_actions[first * window.stride + np.minimum(wanted, last)]
         return fill_tail(values, wanted > last, tail, hold_dims)
@@ -69,6 +76,18 @@ def window_statistics(
         "actions": _both([action(step) for step in range(window.horizon)]),
         "proprio": _both([state(step) for step in range(history)]),
     }
+
+
+def _chunks(
+    actions: Sequence[np.ndarray], proprio: Sequence[np.ndarray], window: Window, tail: Tail, representation: Representation
+) -> Float32[np.ndarray, "windows horizon action_dim"]:
+    """The actions of every window, as training sees them."""
+    chunks = []
+    for steps, states in zip(actions, proprio, strict=True):
+        places = [window.action_steps(row, len(states)) for row in range(len(states))]
+        wanted, beyond = (np.stack(parts) for parts in zip(*places, strict=True))
+        chunks.append(representation.window(steps, wanted, beyond, states, tail).astype(np.float32))
+    return np.concatenate(chunks)
 
 
 def cached(root: Path, cache_dir: str | Path | None, key: Sequence[Any], compute: Any) -> Statistics:

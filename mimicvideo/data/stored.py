@@ -81,12 +81,19 @@ class StoredEpisodes(Episodes):
         hz = spec.hz or self._measured_hz(chosen[0]) or store.hz
         if hz is None:
             raise DatasetError(f"{store.root} does not say how many rows a second has: give hz in its description")
-        listed, problems = [], {}
+        listed, problems, left_out = [], {}, 0
         with ThreadPoolExecutor(4) as pool:
             for episode, problem in pool.map(lambda entry: self._read(entry, chosen, max(1, min_rows), verify == "full"), store.entries):
+                if not problem and not episode.length:
+                    left_out += 1
+                    continue
                 listed.append(episode)
                 if problem:
                     problems[episode.index] = problem
+        if left_out:
+            log.warning("%s: standardise %s leaves out %d of %d episodes", store.root, spec.standardise, left_out, len(store.entries))
+            if not listed:
+                raise DatasetError(f"{store.root}: standardise {spec.standardise!r} leaves out every episode")
         sound = [episode for episode in listed if episode.index not in problems]
         if sound:
             self._check_widths(sound)
@@ -117,6 +124,8 @@ class StoredEpisodes(Episodes):
         frames = self.store.frames(episode.entry, camera.key, wanted, self._size)
         if camera.key in self._turned:
             frames = np.ascontiguousarray(frames[:, ::-1, ::-1])
+        if camera.name in (self.spec.swap_colours or ()):
+            frames = np.ascontiguousarray(frames[..., ::-1])
         return frames if back is None else frames[back]
 
     def _hash(self, files: Iterable[Path]) -> str:
@@ -144,6 +153,8 @@ class StoredEpisodes(Episodes):
         for name, key in names.items():
             if key not in sizes:
                 raise DatasetError(f"{self.store.root} has no pictures {key!r} for camera {name!r}; it has {', '.join(sizes) or 'none'}")
+        if unknown := [name for name in self.spec.swap_colours or () if name not in names]:
+            raise DatasetError(f"swap_colours of {self.store.root} names no camera: {unknown[0]!r}; there are {', '.join(names)}")
         return {name: Camera(name, key, *sizes[key], self.store.views.get(key, {})) for name, key in names.items()}
 
     def _turned_cameras(self) -> set[str]:
@@ -168,14 +179,16 @@ class StoredEpisodes(Episodes):
         return None
 
     def _read(self, entry: Entry, cameras: Sequence[Camera], min_rows: int, full: bool) -> tuple[StoredEpisode, str | None]:
-        """An episode, and why it cannot be used; then it is empty."""
+        """An episode, and why it cannot be used; then it is empty. It is empty and has no problem if the description leaves it out."""
         nothing = np.zeros((0, 0), np.float32)
         empty = StoredEpisode(entry.index, 0, ("",), "", entry, np.zeros(0, np.int64), {}, nothing, nothing)
         try:
             rows = Rows(self.store, entry, cameras[0].key)
-            columns, kept = self._columns(entry, rows)
+            columns, kept, told = self._columns(entry, rows)
             pictures = {camera.key: own for camera in cameras[1:] if (own := rows.pictures(camera.key)) is not None}
-            told = list(dict.fromkeys(text for key in self._keys["instruction"] for text in self.store.texts(entry, key))) or [""]
+            if told is None:
+                told = list(dict.fromkeys(text for key in self._keys["instruction"] for text in self.store.texts(entry, key)))
+            told = told or [""]
             named = self.spec.task or next(iter(self.store.defaults.get("task", ())), None)
             task = next(iter(self.store.texts(entry, named)), "") if named else ""
         except (DatasetError, VideoError) as error:
@@ -183,6 +196,8 @@ class StoredEpisodes(Episodes):
         actions, proprio = (columns[name].astype(np.float32) for name in ("actions", "proprio"))
         actions = actions.reshape(len(actions) * self.store.stride, -1) if actions.size else actions
         episode = StoredEpisode(entry.index, len(kept), tuple(told), task or told[0], entry, kept, pictures, actions, proprio)
+        if entry.rows and not columns["keep"].any():
+            return episode, None
         if len(kept) < min_rows:
             return episode, f"it has {len(kept)} rows, fewer than {min_rows}"
         for name in ("actions", "proprio"):
@@ -199,20 +214,26 @@ class StoredEpisodes(Episodes):
                 )
         return episode, self.store.problem(entry, [camera.key for camera in cameras], full)
 
-    def _columns(self, entry: Entry, rows: Rows) -> tuple[Columns, Int[np.ndarray, " rows"]]:
-        """Standard `proprio` and `actions` of an entry, and its rows that stay."""
+    def _columns(self, entry: Entry, rows: Rows) -> tuple[Columns, Int[np.ndarray, " rows"], list[str] | None]:
+        """Standard `proprio`, `actions` and `keep` of an entry, its rows that stay, and its sentences if the standard gives them."""
         named = list(dict.fromkeys([*self._keys["proprio"], *self._keys["actions"]]))
-        extra = [key for key in self._wanted_by_standard() if key not in named]
-        raw = self.store.numbers(entry, [*named, *extra])
+        wanted = [key for key in self._wanted_by_standard() if key not in named]
+        raw = self.store.numbers(entry, [*named, *(key for key in wanted if key in self.store.keys)])
         columns: Columns = {key: rows.numbers(key, values, key in self._steady) for key, values in raw.items()}
+        columns |= {key: np.array(self.store.texts(entry, key), np.str_) for key in wanted if key not in self.store.keys}
         for name in ("proprio", "actions"):
             parts = [columns[key].reshape(rows.count, -1) for key in self._keys[name]]
             columns[name] = np.concatenate(parts, axis=1) if parts else np.zeros((rows.count, 0))
-        if self._standard is not None:
-            columns = self._standard(columns)
-        kept = np.flatnonzero(columns.get("keep", np.ones(rows.count, bool)))
+        if self._standard is not None and rows.count:
+            try:
+                columns = self._standard(columns)
+            except (ValueError, IndexError, KeyError) as error:
+                raise DatasetError(f"{entry.name}: standardise {self.spec.standardise!r} does not fit its columns: {error}") from error
+        keep = np.asarray(columns.get("keep", np.ones(rows.count)), bool)
+        kept = np.flatnonzero(keep)
         kept = kept[(kept >= self.spec.drop_first) & (kept < rows.count - self.spec.drop_last)]
-        return {name: columns[name][kept] for name in ("proprio", "actions")}, kept
+        told = columns["instructions"].tolist() if "instructions" in columns else None
+        return {"keep": keep, **{name: columns[name][kept] for name in ("proprio", "actions")}}, kept, told
 
     def _wanted_by_standard(self) -> Sequence[str]:
         """Keys that a standardisation function asks for; see `standards.needs`."""
@@ -220,7 +241,7 @@ class StoredEpisodes(Episodes):
             return ()
         wanted = needed(self._standard)
         for key in wanted:
-            if key not in self.store.keys:
+            if key not in self.store.keys and key not in self.store.text_keys:
                 raise DatasetError(f"standardise {self.spec.standardise!r} needs the key {key!r}, which {self.store.root} does not have")
         return wanted
 

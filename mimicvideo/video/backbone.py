@@ -64,6 +64,10 @@ class VideoBackbone(nn.Module, ABC):
         """Text embeddings, zero beyond each prompt's length, kept on disk by prompt and encoder if a cache is configured."""
 
     @abstractmethod
+    def no_prompt(self) -> Float[Tensor, "prompt_tokens prompt_dim"]:
+        """What takes the place of a prompt that is dropped in training."""
+
+    @abstractmethod
     def velocity(
         self,
         noisy: Float[Tensor, "batch z_channels z_frames z_height z_width"],

@@ -11,13 +11,16 @@ from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from mimicvideo.execution import CudaGraphs, fingerprint
 from mimicvideo.video import adapter as adapters
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video import wan
 from mimicvideo.video.adaptation import Adaptation, Frozen, Full, fuse, injected_config
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
+from mimicvideo.video.checkpointing import Checkpointing, check_checkpointing, diffusers_runner
+from mimicvideo.video.fast_transformer import Execution, FastTransformer
 from mimicvideo.video.padding_mask import provide_resize
-from mimicvideo.video.prompts import PromptEncoder
+from mimicvideo.video.reason_prompts import prompt_encoder, reduce_once
 
 provide_resize()
 # Values in the VAE's widest activation: in one pass over several clips (a CPU's caches are small), and of a clip that may pass whole.
@@ -45,8 +48,10 @@ class CosmosPredict(VideoBackbone):
         prompt_cache: Folder for text embeddings.
         conditional_sigma: Noise level told to the network on clean frames (official code: 1e-4; nothing is added). None tells it
             the level of the other frames, as Predict2.5's rectified-flow training did.
-        gradient_checkpointing: Recompute blocks in the backward pass.
+        gradient_checkpointing: Recompute blocks in the backward pass: all of each (true), all but its attentions (`selective`), or
+            every n-th block.
         compile: `torch.compile` the transformer's blocks: slow at first, then about three times as fast on a GPU (tiny model).
+        execution: Run the same function faster; see `fast_transformer.Execution`. None is diffusers' own forward pass.
     """
 
     def __init__(
@@ -60,14 +65,18 @@ class CosmosPredict(VideoBackbone):
         prompt_tokens: int = 512,
         prompt_cache: str | None = None,
         conditional_sigma: float | None = 1e-4,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = False,
         compile: bool = False,
+        execution: Execution | None = None,
     ) -> None:
         super().__init__()
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
         if initial not in ("pretrained", "random"):
             raise ValueError(f"initial must be pretrained or random, got {initial!r}")
+        if compile and execution is not None:
+            raise ValueError("compile is for diffusers' own forward pass: set compile to false and use execution.compile")
+        check_checkpointing(gradient_checkpointing)
         self.folder = weights.resolve(pretrained, revision)
         self.adaptation, self.initial, self.dtype = adaptation, initial, getattr(torch, dtype)
         self.conditional_tau = None if conditional_sigma is None else conditional_sigma / (1 + conditional_sigma)
@@ -75,26 +84,38 @@ class CosmosPredict(VideoBackbone):
         self.vae = weights.load_module(AutoencoderKLWan, self.folder / "vae", self.dtype).requires_grad_(False)
         wan.speed_up_images(self.vae)
         self.transformer = self._load_transformer()
-        self.prompts = PromptEncoder(self.folder, prompt_tokens, self.dtype, prompt_cache)
+        self.prompts = prompt_encoder(self.folder, prompt_tokens, self.dtype, prompt_cache)
         self._check_parts()
         self.hidden_dim = self.transformer.config["num_attention_heads"] * self.transformer.config["attention_head_dim"]
         self.num_blocks = len(self.transformer.transformer_blocks)
         self._fused: dict[str, Any] | None = None  # what was fused into the weights, to be saved with a policy
 
         adaptation.apply(self.transformer, self.prompts)
+        reduce_once(self.transformer, self.prompts)
         # The parameters that no pretrained file holds, under diffusers' names and whoever freezes them later.
         self.own_names = {
             name.replace(".base_layer.", ".")
             for name, parameter in self.named_parameters()
             if parameter.requires_grad or (initial == "random" and name.startswith("transformer."))
         }
+        self.checkpointing: Checkpointing = gradient_checkpointing
         if gradient_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
+            self.transformer.enable_gradient_checkpointing(diffusers_runner(self.transformer.transformer_blocks, gradient_checkpointing))
         if compile:
             for block in self.transformer.transformer_blocks:  # their forward only: hooks, which may leave early, stay outside
                 block.forward = torch.compile(block.forward)
+        self.execute(execution)
         if adapter is not None:
             self._take_in(adapters.read_adapter(Path(adapter).expanduser()), f"adapter {adapter}")
+
+    def execute(self, execution: Execution | None) -> None:
+        """Runs the transformer so from now on; None is diffusers' own forward pass.
+
+        Raises:
+            ValueError: If the transformer has parts that a faster execution does not cover.
+        """
+        self._fast = None if execution is None else FastTransformer(self.transformer, execution, self.checkpointing)
+        self._vae_graphs = CudaGraphs() if execution is not None and execution.cuda_graphs else None
 
     def _load_transformer(self) -> CosmosTransformer3DModel:
         folder = self.folder / "transformer"
@@ -146,7 +167,7 @@ class CosmosPredict(VideoBackbone):
         frames, height, width = video.shape[1:4]
         check_clip_size(frames, height, width, self.transformer.config["patch_size"][1])
         chunk, whole = self._chunk(frames * height * width)
-        encode = wan.encode_moments if whole else lambda vae, pixels: vae.encode(pixels).latent_dist.parameters
+        encode = self._encode_whole if whole else lambda vae, pixels: vae.encode(pixels).latent_dist.parameters
         latents = []
         for part in video.split(chunk):
             pixels = part.to(self.device).movedim(-1, 1).float() / 127.5 - 1
@@ -154,6 +175,11 @@ class CosmosPredict(VideoBackbone):
                 latents.append(encode(self.vae, pixels.to(self.vae.dtype)).float().chunk(2, dim=1)[0])
         mean, std = self._latent_statistics()
         return (torch.cat(latents) - mean) / std
+
+    def _encode_whole(self, vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
+        if self._vae_graphs is None or len(pixels) > 1:  # launches, which a graph saves, count for one clip alone
+            return wan.encode_moments(vae, pixels)
+        return self._vae_graphs(fingerprint([vae], values=False), partial(wan.encode_moments, vae), pixels)
 
     @torch.no_grad()
     def decode_video(
@@ -186,6 +212,9 @@ class CosmosPredict(VideoBackbone):
     def encode_prompt(self, prompts: list[str]) -> Float[Tensor, "batch prompt_tokens prompt_dim"]:
         return self.prompts(prompts, self.device)
 
+    def no_prompt(self) -> Float[Tensor, "prompt_tokens prompt_dim"]:
+        return self.prompts.no_prompt(self.device)
+
     # -- the network ---------------------------------------------------------------------------------------------------
 
     def velocity(
@@ -194,8 +223,10 @@ class CosmosPredict(VideoBackbone):
         tau: Float[Tensor, " batch"],
         condition: VideoCondition,
     ) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
+        inputs = self._inputs(noisy, tau, condition)
         with self._precision():
-            return self.transformer(**self._inputs(noisy, tau, condition)).sample.to(noisy.dtype)
+            velocity = self.transformer(**inputs).sample if self._fast is None else self._fast.velocity(inputs)
+            return velocity.to(noisy.dtype)
 
     def hidden_states(
         self,
@@ -207,8 +238,12 @@ class CosmosPredict(VideoBackbone):
         """As the base class says; the states have the network's own dtype (bf16 if it computes in bf16)."""
         self._check_blocks(blocks)
         inputs = self._inputs(noisy, tau, condition)
-        with self._capture(blocks) as states, self._precision(), suppress(_DeepestBlockReached):
-            self.transformer(**inputs)
+        if self._fast is not None:
+            with self._precision():
+                states = self._fast.states(inputs, blocks)
+        else:
+            with self._capture(blocks) as states, self._precision(), suppress(_DeepestBlockReached):
+                self.transformer(**inputs)
         return {block: states[block] for block in blocks}
 
     def _check_blocks(self, blocks: Sequence[int]) -> None:
@@ -341,7 +376,7 @@ def check_clip_size(frames: int, height: int, width: int, patch: int = 2) -> Non
 def _check_levels(tau: Tensor, batch: int) -> None:
     if tau.shape != (batch,):
         raise ValueError(f"tau must have one noise level per sample, shape ({batch},), got {tuple(tau.shape)}")
-    if not torch.compiler.is_compiling() and not bool(((tau >= 0) & (tau <= 1)).all()):  # NaN fails too
+    if not tau.is_cuda and not torch.compiler.is_compiling() and not bool(((tau >= 0) & (tau <= 1)).all()):  # NaN fails too
         raise ValueError(f"tau must lie in [0, 1] (0 clean, 1 noise), got {tau.tolist()}")
 
 

@@ -36,7 +36,7 @@ class VideoFinetune(LightningModule):
         backbone: The video model with its adaptation.
         noise: Distribution of tau; the paper's is `LogNormalSigma()`.
         observed: How many latent frames are kept clean, with probabilities; the paper's is {1: 0.5, 2: 0.5}.
-        prompt_dropout: Probability that a sample's prompt is replaced by zeros (paper 0, NVIDIA 0.2).
+        prompt_dropout: Probability that a sample's prompt is replaced by `VideoBackbone.no_prompt` (paper 0, NVIDIA 0.2).
         loss_scale: Factor of the loss; 100 in the official code.
         latent_cache: Folder for the VAE's latents; without it every batch is encoded anew.
         validation_taus: Noise levels at which validation measures the velocity error.
@@ -161,7 +161,7 @@ class VideoFinetune(LightningModule):
         tau = self.noise.sample(len(latents), generator)
         if self.prompt_dropout:
             kept = torch.rand(len(latents), generator=generator) >= self.prompt_dropout
-            prompt = prompt * kept.to(prompt)[:, None, None]
+            prompt = torch.where(kept.to(prompt.device)[:, None, None], prompt, self.backbone.no_prompt().to(prompt))
         loss = self.loss_scale * self.velocity_error(latents, prompt, tau, generator)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(latents))
         return loss

@@ -199,6 +199,11 @@ def tokenizer_hash(folder: Path) -> str:
     return text_hash(*(file_hash(path) for path in files))
 
 
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 over a tensor's bytes."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
 def text_hash(*parts: str) -> str:
     """SHA-256 over strings, with their borders."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mimicvideo.video import pretrained
+
+_KEPT = 4  # batches of embeddings that stay on their device
 
 
 class PromptEncoder(nn.Module):
@@ -34,12 +37,13 @@ class PromptEncoder(nn.Module):
         if prompt_tokens < 1:
             raise ValueError(f"prompt_tokens must be at least 1, got {prompt_tokens}")
         self.folder, self.prompt_tokens, self.dtype = folder, prompt_tokens, dtype
-        self.prompt_dim: int = pretrained.read_json(folder / "text_encoder" / "config.json")["d_model"]
+        self.prompt_dim: int = self._width(pretrained.read_json(folder / "text_encoder" / "config.json"))
         self.cache = Path(cache).expanduser() if cache else None
         self.model: nn.Module | None = None  # a registered submodule, hence moved and saved, only when it trains
         self._frozen: list[nn.Module] = []  # hidden from `parameters()`
         self._memory: dict[str, Tensor] = {}
-        self._tokenizer = None
+        self._recent: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}  # batches of embeddings on their device
+        self._tokenizer: Any = None
         pretrained.tensor_shapes(pretrained.weight_files(folder / "text_encoder"))  # complains about truncated files now
 
     @cached_property
@@ -48,21 +52,38 @@ class PromptEncoder(nn.Module):
         parts = [pretrained.component_hash(self.folder / "text_encoder"), pretrained.tokenizer_hash(self.folder / "tokenizer")]
         return pretrained.text_hash(*parts)
 
+    @cached_property
+    def cache_identity(self) -> str:
+        """What a cached embedding depends on beside its prompt."""
+        return f"{self.weights_hash}\0{self.dtype}\0{self.prompt_tokens}"
+
+    def no_prompt(self, device: torch.device) -> Float[Tensor, "prompt_tokens prompt_dim"]:
+        """What a dropped prompt is in training: zeros."""
+        return torch.zeros(self.prompt_tokens, self.prompt_dim, device=device)
+
     def train_weights(self) -> None:
         """Loads T5 in fp32 and opens its weights to training."""
         self.model = self._load(torch.float32).train().requires_grad_(True)
 
     def forward(self, prompts: list[str], device: torch.device) -> Float[Tensor, "batch prompt_tokens prompt_dim"]:
-        """Embeddings in fp32 on `device`."""
+        """Embeddings in fp32 on `device`. A frozen T5 gives the same tensor for the same prompts again: do not write to it."""
         if self.model is not None:
             return self._encode(self.model, prompts, device)
+        key = tuple(prompts), device
+        if key not in self._recent:
+            self._recent[key] = self._rows(prompts, device).to(device)
+        while len(self._recent) > _KEPT:
+            self._recent.pop(next(iter(self._recent)))
+        return self._recent[key]
+
+    def _rows(self, prompts: list[str], device: torch.device) -> Tensor:
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._memory:
                 self._memory[prompt] = self._stored(prompt, device)
         rows = torch.zeros(len(prompts), self.prompt_tokens, self.prompt_dim)
         for row, prompt in zip(rows, prompts, strict=True):
             row[: len(self._memory[prompt])] = self._memory[prompt]
-        return rows.to(device)
+        return rows
 
     def _encode(self, model: nn.Module, prompts: list[str], device: torch.device) -> Tensor:
         tokens = self._tokenize(prompts).to(device)
@@ -70,15 +91,30 @@ class PromptEncoder(nn.Module):
         hidden = hidden * tokens.attention_mask[..., None]
         return nn.functional.pad(hidden, (0, 0, 0, self.prompt_tokens - hidden.shape[1]))
 
-    def _tokenize(self, prompts: list[str]):
+    def _width(self, config: dict[str, Any]) -> int:
+        return config["d_model"]
+
+    def _load_tokenizer(self) -> Any:
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
             self._tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
-        for prompt in prompts:
-            if (length := len(self._tokenizer(prompt).input_ids)) > self.prompt_tokens:
-                warnings.warn(f"prompt cut from {length} to {self.prompt_tokens} tokens (prompt_tokens): {prompt!r}", stacklevel=2)
-        return self._tokenizer(prompts, padding="longest", truncation=True, max_length=self.prompt_tokens, return_tensors="pt")
+        return self._tokenizer
+
+    def _tokenize(self, prompts: list[str]) -> Any:
+        tokenizer = self._load_tokenizer()
+        self._warn_if_cut(prompts, prompts)
+        return tokenizer(prompts, padding="longest", truncation=True, max_length=self.prompt_tokens, return_tensors="pt")
+
+    def _warn_if_cut(self, prompts: list[str], texts: list[str]) -> None:
+        """`texts`: what is tokenized of each prompt."""
+        for prompt, text in zip(prompts, texts, strict=True):
+            if (length := len(self._load_tokenizer()(text).input_ids)) > self.prompt_tokens:
+                warnings.warn(f"prompt cut from {length} to {self.prompt_tokens} tokens (prompt_tokens): {prompt!r}", stacklevel=3)
+
+    def _length(self, prompt: str) -> int:
+        """Tokens of an embedding that are not padding."""
+        return self._tokenize([prompt]).input_ids.shape[1]
 
     def _load(self, dtype: torch.dtype) -> nn.Module:
         from transformers import T5EncoderModel
@@ -91,7 +127,7 @@ class PromptEncoder(nn.Module):
         """The embedding without its padding, from disk or else computed and written there."""
         if self.cache is None:
             return self._compute(prompt, device)
-        key = hashlib.sha256(f"{prompt}\0{self.weights_hash}\0{self.dtype}\0{self.prompt_tokens}".encode()).hexdigest()
+        key = hashlib.sha256(f"{prompt}\0{self.cache_identity}".encode()).hexdigest()
         path = self.cache / f"{key}.safetensors"
         embedding = _read_checked(path)
         if embedding is None:
@@ -105,8 +141,7 @@ class PromptEncoder(nn.Module):
             self._frozen.append(self._load(self.dtype).requires_grad_(False))
         model = self._frozen[0].to(device)
         with torch.autocast(device.type, enabled=False):  # the cached value must not depend on who asked first
-            length = self._tokenize([prompt]).input_ids.shape[1]
-            return self._encode(model, [prompt], device)[0, :length].cpu()
+            return self._encode(model, [prompt], device)[0, : self._length(prompt)].cpu()
 
 
 def _read_checked(path: Path) -> Tensor | None:
@@ -116,12 +151,12 @@ def _read_checked(path: Path) -> Tensor | None:
             embedding, metadata = file.get_tensor("embedding"), file.metadata() or {}
     except (FileNotFoundError, SafetensorError, OSError):
         return None
-    return embedding if metadata.get("sha256") == _tensor_hash(embedding) else None
+    return embedding if metadata.get("sha256") == pretrained.tensor_hash(embedding) else None
 
 
 def _write_checked(path: Path, embedding: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = save({"embedding": embedding.contiguous()}, {"sha256": _tensor_hash(embedding)})
+    data = save({"embedding": embedding.contiguous()}, {"sha256": pretrained.tensor_hash(embedding)})
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         try:
             file.write(data)
@@ -130,7 +165,3 @@ def _write_checked(path: Path, embedding: Tensor) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
-
-
-def _tensor_hash(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,127 @@
+"""How a trained policy acts: the decoder's precision and launches, and how much of the future the video model is shown."""
+
+import copy
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mimicvideo import flow
+from mimicvideo.action.decoder import ActionDecoder, PreparedContext
+from mimicvideo.execution import FEW_QUERIES, CudaGraphs, attention_kernels, fingerprint
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How actions are computed when acting. Validation and training know nothing of it.
+
+    Attributes:
+        dtype: Of the decoder's matrix products; its sums, norms and actions stay fp32. bfloat16 is what a policy trained with
+            Lightning's bf16-mixed precision has seen.
+        compile: `torch.compile` the decoder: a minute at the first call on a GPU.
+        cuda_graphs: Replay context and all integration steps as one CUDA graph, captured anew for each shape. Ignored off GPU.
+        future_latents: Latent frames after the observed ones that the video model is shown. None is the whole clip, as in training;
+            fewer is faster and not exact, 0 leaves the observed frames alone.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    cuda_graphs: bool = True
+    future_latents: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"acting.dtype must be float32 or bfloat16, got {self.dtype!r}")
+        if self.future_latents is not None and self.future_latents < 0:
+            raise ValueError(f"acting.future_latents must not be negative, got {self.future_latents}")
+
+    def z_frames(self, observed: int, whole: int) -> int:
+        """Latent frames that the video model is shown, of `whole` in a clip whose first `observed` are seen.
+
+        Raises:
+            ValueError: If a clip does not have so many.
+        """
+        if self.future_latents is None:
+            return whole
+        if observed + self.future_latents > whole:
+            raise ValueError(
+                f"acting.future_latents is {self.future_latents}, but this policy's clips have only {whole - observed} of them"
+            )
+        return observed + self.future_latents
+
+
+class ActionSampler:
+    """Integrates a decoder's flow as `Acting` says. The decoder stays its owner's: what runs is a twin, brought up to date if need be."""
+
+    def __init__(self, decoder: ActionDecoder, acting: Acting, num_steps: int) -> None:
+        self.decoder, self.acting, self.num_steps = decoder, acting, num_steps
+        self.graphs = CudaGraphs()
+        self._twin: ActionDecoder | None = None
+        self._taken: Hashable = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        hidden: tuple[Float[Tensor, "batch tokens context_dim"], ...],
+        tau_video: Float[Tensor, " batch"],
+        proprio: Float[Tensor, "batch history proprio_dim"],
+        noise: Float[Tensor, "batch horizon action_dim"],
+    ) -> Float[Tensor, "batch horizon action_dim"]:
+        """The action flow from `noise` at tau 1 to 0 in equal Euler steps; everything normalised."""
+        decoder = self._current()
+
+        def sample(tau_video: Tensor, proprio: Tensor, noise: Tensor, *hidden: Tensor) -> Tensor:
+            return integrate(decoder, decoder.prepare_context(*hidden), tau_video, proprio, noise, self.num_steps)
+
+        with self._precision(noise.device), attention_kernels(noise.device, FEW_QUERIES):
+            if not self.acting.cuda_graphs:
+                return sample(tau_video, proprio, noise, *hidden)
+            return self.graphs(fingerprint([decoder], values=False), sample, tau_video, proprio, noise, *hidden)
+
+    def _precision(self, device: torch.device) -> AbstractContextManager:
+        # Without autocast's cache: its copies of weights would be freed under a graph that reads them.
+        bfloat16 = self.acting.dtype == "bfloat16"
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if bfloat16 else nullcontext()
+
+    def _current(self) -> ActionDecoder:
+        """The decoder, or a twin with its present weights: in evaluation mode, with linear layers in `dtype` once and for all."""
+        weights, version = list(self.decoder.parameters()), fingerprint([self.decoder])
+        if self._twin is None or next(self._twin.parameters()).device != weights[0].device:
+            self._twin = self._new_twin()
+        elif self._taken != version:
+            for mine, given in zip(self._twin.parameters(), weights, strict=True):
+                mine.copy_(given)  # in place, where a captured graph reads them
+        self._taken = version
+        return self._twin
+
+    def _new_twin(self) -> ActionDecoder:
+        twin = copy.deepcopy(self.decoder).requires_grad_(False).eval()
+        for name in ("_velocity", "_project"):  # compiled for training, these would be the original's
+            vars(twin).pop(name, None)
+        if self.acting.dtype == "bfloat16":
+            for layer in twin.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.bfloat16()
+        if self.acting.compile:
+            twin.compile()
+        return twin
+
+
+def integrate(
+    decoder: ActionDecoder,
+    context: PreparedContext,
+    tau_video: Float[Tensor, " batch"],
+    proprio: Float[Tensor, "batch history proprio_dim"],
+    noise: Float[Tensor, "batch horizon action_dim"],
+    num_steps: int,
+) -> Float[Tensor, "batch horizon action_dim"]:
+    """The action flow from `noise` at tau 1 to 0 in `num_steps` Euler steps, normalised units; the decoder is to be in evaluation mode."""
+
+    def velocity(actions: Tensor, tau: Tensor) -> Tensor:
+        return decoder(actions, tau.expand(actions.shape[0]), context, tau_video, proprio)
+
+    return flow.integrate(velocity, noise, torch.linspace(1, 0, num_steps + 1, device=noise.device))

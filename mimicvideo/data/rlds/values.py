@@ -1,0 +1,97 @@
+"""Values of a record's features: numbers and texts through tfds' parser, pictures through Pillow."""
+
+import functools
+import io
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from jaxtyping import UInt8
+from PIL import Image
+
+from mimicvideo.data.rlds.example import Damaged, byte_strings, find_features, pick
+from mimicvideo.data.rlds.records import Record
+from mimicvideo.data.rlds.schema import Column
+
+
+def read_values(record: Record, columns: Sequence[Column]) -> dict[Column, np.ndarray]:
+    """Rows of numbers, [rows, *shape] in the type that features.json says, and texts as bytes, [rows]; nothing else is read.
+
+    Raises:
+        Damaged: If the record is no Example, or lacks a feature, or one is not what features.json says.
+    """
+    spans = find_features(record.read, record.size)
+    for column in columns:
+        if column.stored not in spans:
+            raise Damaged(f"it has no {column.stored!r}")
+    content = pick(record.read, [spans[column.stored] for column in columns])
+    try:
+        parsed = _parser(tuple(columns)).parse_example(content)
+        return {column: _unpacked(parsed[column.stored], column) for column in columns}
+    except (DecodeError, AttributeError, KeyError, ValueError, TypeError, RuntimeError, zlib.error) as error:
+        raise error if isinstance(error, Damaged) else Damaged(f"it cannot be parsed: {error}") from error
+
+
+def count_rows(column: Column, record: Record) -> int:
+    """Rows of a record, told by one of its columns.
+
+    Raises:
+        Damaged: If it cannot be read.
+    """
+    if column.kind == "number" and column.encoding == "none":
+        return len(read_values(record, [column])[column])
+    return len(picture_spans(record, column))
+
+
+def picture_spans(record: Record, column: Column) -> list[tuple[int, int]]:
+    """Where each row of a feature of pictures, texts or packed numbers starts and ends in the record.
+
+    Raises:
+        Damaged: If the record is no Example or lacks the feature.
+    """
+    spans = find_features(record.read, record.size)
+    if column.stored not in spans:
+        raise Damaged(f"it has no {column.stored!r}")
+    return list(byte_strings(record.read, spans[column.stored]))
+
+
+def decode_picture(content: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """A JPEG or PNG picture as RGB.
+
+    Raises:
+        Damaged: If it is none, or broken.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow calls a broken PNG a SyntaxError
+        raise Damaged(f"no readable JPEG or PNG ({error})") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _parser(columns: tuple[Column, ...]) -> Any:
+    from tensorflow_datasets.core.example_parser import ExampleParserNp
+    from tensorflow_datasets.core.features import TensorInfo
+
+    def info(column: Column) -> TensorInfo:
+        if column.kind == "text" or column.encoding != "none":
+            return TensorInfo(shape=(None,), dtype=np.object_)
+        return TensorInfo(shape=(None, *column.shape), dtype=np.dtype(column.dtype))
+
+    return ExampleParserNp({column.stored: info(column) for column in columns})
+
+
+def _unpacked(values: Any, column: Column) -> np.ndarray:
+    if column.kind == "text" or column.encoding == "none":
+        return values
+    size = column.numbers * np.dtype(column.dtype).itemsize
+    rows = np.empty((len(values), *(dim or 0 for dim in column.shape)), column.dtype)
+    for number, content in enumerate(values):
+        if column.encoding == "zlib":
+            content = zlib.decompressobj().decompress(content, size + 1)  # no more than a row, whatever it claims to be
+        if len(content) != size:
+            raise Damaged(f"row {number} of {column.stored!r} is not of {size} bytes")
+        rows[number] = np.frombuffer(content, column.dtype).reshape(rows.shape[1:])
+    return rows

@@ -1,0 +1,96 @@
+"""How functions of tensors run on a GPU, whatever they compute: the order of attention kernels, and CUDA graphs."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+# Many queries, as in a video model: cuDNN's kernels reach about twice the rate of the flash ones on Hopper GPUs.
+MANY_QUERIES = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+# A few queries against a long context, as in an action decoder: flash alone divides the keys of one query among processors.
+FEW_QUERIES = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+def attention_kernels(device: torch.device, order: tuple[SDPBackend, ...] = MANY_QUERIES) -> AbstractContextManager:
+    """Within it `scaled_dot_product_attention` takes the first of `order` that fits dtype, head size and mask; off GPU it is as ever."""
+    return sdpa_kernel(list(order), set_priority=True) if device.type == "cuda" else nullcontext()
+
+
+def fingerprint(modules: Iterable[nn.Module], values: bool = True) -> Hashable:
+    """Changes whenever a weight of `modules` is moved or replaced and, if `values`, whenever one is written to."""
+    weights = [weight for module in modules for weight in module.parameters()]
+    return tuple((weight.data_ptr(), weight._version if values else 0) for weight in weights)
+
+
+@dataclass
+class _Captured:
+    graph: Any
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    structure: Any
+
+
+class CudaGraphs:
+    """Calls functions of tensors by replaying CUDA graphs: one launch instead of thousands. Off GPU it just calls them.
+
+    A graph is captured at the first call and again for every new `key` and every new shape, dtype or device of the inputs. It reads
+    its weights from where they lay at capture, so `key` must change when they move (see `fingerprint`); values may change in place.
+
+    Args:
+        limit: How many graphs are kept, the most recently used; each holds the memory of one call.
+    """
+
+    WARM_UP = 3  # calls before the capture, which compile, choose kernels and allocate workspaces
+
+    def __init__(self, limit: int = 4) -> None:
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, got {limit}")
+        self.limit = limit
+        self._captured: OrderedDict[Hashable, _Captured] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._captured)
+
+    def clear(self) -> None:
+        """Frees all graphs."""
+        self._captured.clear()
+
+    @torch.no_grad()
+    def __call__(self, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """`function(*inputs)`, whose results, tensors in any nest of containers, are the caller's own.
+
+        `function` must be pure, draw no random numbers and read nothing back to the CPU.
+        """
+        if not all(tensor.is_cuda for tensor in inputs):
+            return function(*inputs)
+        signature = (key, *((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs))
+        captured = self._captured.get(signature)
+        if captured is None:
+            captured = self._captured[signature] = self._capture(function, inputs)
+            while len(self._captured) > self.limit:
+                self._captured.popitem(last=False)
+        self._captured.move_to_end(signature)
+        for static, tensor in zip(captured.inputs, inputs, strict=True):
+            static.copy_(tensor)
+        captured.graph.replay()
+        return pytree.tree_unflatten([output.clone() for output in captured.outputs], captured.structure)
+
+    def _capture(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> _Captured:
+        static = [tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UP):
+                function(*static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = function(*static)
+        outputs, structure = pytree.tree_flatten(result)
+        return _Captured(graph, static, outputs, structure)

@@ -1,0 +1,1 @@
+"""Vision-language models, such as Cosmos-Reason, that look at videos and write about them."""

@@ -1,0 +1,262 @@
+"""FastTransformer: the function of diffusers' Cosmos transformer, on its own modules and weights, in a fraction of its GPU time."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers import CosmosTransformer3DModel
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mimicvideo.execution import CudaGraphs, attention_kernels, fingerprint
+from mimicvideo.video import fp8 as fp8_products
+from mimicvideo.video.checkpointing import Checkpointing, block_runner
+
+# What FP8 leaves alone: AdaLN sees one row per frame, on which all tokens depend; the text's keys and values are computed once.
+_EXACT = ("norm1", "norm2", "norm3", "attn2.to_k", "attn2.to_v")
+_KEPT = 4  # prompts and clip shapes whose text keys and rotary angles are kept
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How `FastTransformer` runs. Without FP8 the result is that of the plain network up to the rounding of sums.
+
+    Attributes:
+        compile: Mode of `torch.compile` for the blocks, compiled once for all of them; None leaves them as they are.
+        cuda_graphs: Replay passes without gradients from CUDA graphs, captured anew for each shape. Ignored off GPU.
+        fp8: In passes without gradients, products in 8 bits with a scale for each `row` (token and output channel) or for each
+            `tensor`: not exact. None for the weights' own dtype.
+    """
+
+    compile: Literal["default", "max-autotune-no-cudagraphs"] | None = "default"
+    cuda_graphs: bool = True
+    fp8: fp8_products.Scaling | None = None
+
+    def __post_init__(self) -> None:
+        if self.compile not in (None, "default", "max-autotune-no-cudagraphs"):
+            raise ValueError(f"execution.compile must be default, max-autotune-no-cudagraphs or null, got {self.compile!r}")
+        if self.fp8 not in (None, "row", "tensor"):
+            raise ValueError(f"execution.fp8 must be row, tensor or null, got {self.fp8!r}")
+
+
+class FastTransformer:
+    """What is saved against diffusers' forward pass, which stays the reference:
+
+    - AdaLN's shifts, scales and gates are computed once per latent frame, not once per token (the noise level is one per frame);
+    - attention runs on cuDNN's kernels where there are any;
+    - rotary angles are computed once per clip shape, the text's keys and values once per prompt;
+    - the blocks are compiled, a whole pass is one CUDA graph.
+
+    LoRA layers work, fused or not: the modules are called, not their weights. The transformer stays the owner of everything.
+
+    Args:
+        transformer: Predict2's or 2.5's.
+        execution: Which of these.
+        checkpointing: For passes with gradients; see `checkpointing.block_runner`.
+
+    Raises:
+        ValueError: If the transformer has parts that this does not cover.
+    """
+
+    def __init__(self, transformer: CosmosTransformer3DModel, execution: Execution, checkpointing: Checkpointing = False) -> None:
+        config: Any = transformer.config
+        uncovered = {
+            "extra_pos_embed_type": config["extra_pos_embed_type"],
+            "img_context_dim_in": config["img_context_dim_in"],
+            "controlnet_block_every_n": config["controlnet_block_every_n"],
+            "patch_size": None if config["patch_size"][0] == 1 else config["patch_size"],
+        }
+        if found := {name: value for name, value in uncovered.items() if value is not None}:
+            raise ValueError(f"the fast execution does not cover this transformer ({found}): leave execution out")
+        self.transformer, self.execution = transformer, execution
+        self.checkpointing: Checkpointing = checkpointing
+        self.graphs = CudaGraphs()
+        self._run: Callable[..., Any] = run_block
+        if execution.compile is not None:
+            self._run = torch.compile(run_block, mode=execution.compile, dynamic=False)
+        self._rotary: OrderedDict[Any, tuple[Tensor, Tensor]] = OrderedDict()
+        self._text: OrderedDict[Any, tuple[Tensor, Tensor]] = OrderedDict()
+        self._fp8: tuple[Any, nn.ModuleList] | None = None
+
+    def velocity(self, inputs: dict[str, Any]) -> Tensor:
+        """What the transformer returns for its forward pass's arguments: a timestep for each frame, no frame rate."""
+        return self._call(inputs, None)
+
+    def states(self, inputs: dict[str, Any], blocks: Sequence[int]) -> dict[int, Tensor]:
+        """The outputs of the 0-based `blocks` for the same arguments, from one pass up to the deepest of them."""
+        return self._call(inputs, blocks)
+
+    def _call(self, inputs: dict[str, Any], blocks: Sequence[int] | None) -> Any:
+        latents, levels, mask = inputs["hidden_states"], inputs["timestep"], inputs["condition_mask"]
+        depth = len(self.transformer.transformer_blocks) if blocks is None else max(blocks) + 1
+        training = torch.is_grad_enabled() or any(weight.requires_grad for weight in self.transformer.parameters())
+        wanted = None if blocks is None else tuple(sorted(set(blocks)))
+        network = self._network(training)
+
+        def forward(*tensors: Tensor) -> Any:
+            return self._forward(network, *tensors, wanted=wanted)
+
+        with attention_kernels(latents.device):
+            prompt = inputs["encoder_hidden_states"]
+            text = self._text_of(prompt, depth) if training else self._kept_text_of(prompt, depth)
+            tensors = latents, levels, mask, text, *self._rotary_of(latents)
+            if training or not self.execution.cuda_graphs:
+                return forward(*tensors)
+            key = wanted, torch.is_autocast_enabled(latents.device.type), fingerprint([self.transformer], values=False)
+            return self.graphs(key if self._fp8 is None else (*key, self._fp8[0]), forward, *tensors)
+
+    def clear(self) -> None:
+        """Forgets all that was kept from earlier calls but the compiled code."""
+        self.graphs.clear()
+        self._text.clear()
+        self._fp8 = None
+
+    def _forward(
+        self,
+        network: nn.ModuleList,
+        latents: Float[Tensor, "batch z_channels z_frames z_height z_width"],
+        levels: Float[Tensor, "batch 1 z_frames 1 1"],
+        mask: Float[Tensor, "batch 1 z_frames z_height z_width"],
+        text: Float[Tensor, "depth 2 batch prompt_tokens heads head_dim"],
+        cos: Float[Tensor, "tokens 1 head_dim"],
+        sin: Float[Tensor, "tokens 1 head_dim"],
+        wanted: tuple[int, ...] | None,
+    ) -> Any:
+        model: Any = self.transformer
+        patch = model.config["patch_size"][1]
+        channels = [latents, mask, torch.zeros_like(mask)] if model.config["concat_padding_mask"] else [latents, mask]
+        x = model.patch_embed(torch.cat(channels, dim=1)).flatten(2, 3)  # batch frames positions width
+        shared, embedding = (vectors.unflatten(0, levels.shape[:3:2]) for vectors in model.time_embed(x, levels.flatten()))
+
+        states: dict[int, Tensor] = {}
+        for index in range(len(text)):
+            runner = block_runner(self.checkpointing, index)
+            x = self._run(runner, network[index], x, embedding, shared, text[index], cos, sin)
+            if wanted is not None and index in wanted:
+                states[index] = x.flatten(1, 2)
+        if wanted is not None:
+            return states
+        own = model.norm_out.linear_2(model.norm_out.linear_1(F.silu(embedding))) + shared[..., : 2 * x.shape[-1]]
+        shift, scale = own[:, :, None].chunk(2, dim=-1)
+        x = model.proj_out(model.norm_out.norm(x) * (1 + scale) + shift)
+        return rearrange(x, "b t (h w) (ph pw c) -> b c t (h ph) (w pw)", h=latents.shape[3] // patch, ph=patch, pw=patch)
+
+    # -- what is computed once -------------------------------------------------------------------------------------------
+
+    def _rotary_of(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        key = latents.shape[2:], latents.device
+        if key not in self._rotary:
+            self._rotary[key] = tuple(angles[:, None] for angles in self.transformer.rope(latents, fps=None))
+        return _remembered(self._rotary, key)
+
+    def _text_of(self, prompt: Tensor, depth: int) -> Float[Tensor, "depth 2 batch prompt_tokens heads head_dim"]:
+        """The keys and values of every block's cross-attention."""
+        model: Any = self.transformer
+        text = model.crossattn_proj(prompt) if model.config["use_crossattn_projection"] else prompt
+        pairs = []
+        for block in model.transformer_blocks[:depth]:
+            attention = block.attn2
+            keys, values = (layer(text).unflatten(2, (attention.heads, -1)) for layer in (attention.to_k, attention.to_v))
+            pairs.append(torch.stack([attention.norm_k(keys).to(values.dtype), values]))
+        return torch.stack(pairs)
+
+    def _kept_text_of(self, prompt: Tensor, depth: int) -> Tensor:
+        """The same, from an earlier call with the same tensor if neither it nor a weight has been written to since."""
+        layers = [layer for block in self.transformer.transformer_blocks[:depth] for layer in text_layers(block)]
+        if self.transformer.config["use_crossattn_projection"]:
+            layers.append(self.transformer.crossattn_proj)
+        key = id(prompt), prompt._version, depth, torch.is_autocast_enabled(prompt.device.type), fingerprint(layers)
+        if key not in self._text:
+            self._text[key] = prompt, self._text_of(prompt, depth)  # the prompt is kept too, so that its id stays its own
+        return _remembered(self._text, key)[1]
+
+    def _network(self, training: bool) -> nn.ModuleList:
+        """The blocks that run: the transformer's, or twins of them whose products are in FP8, made anew when a weight changes."""
+        blocks = self.transformer.transformer_blocks
+        if self.execution.fp8 is None or training:
+            return blocks
+        fp8_products.check_hardware(self.transformer.proj_out.weight.device)
+        version = fingerprint([blocks])
+        if self._fp8 is None or self._fp8[0] != version:
+            self._fp8 = version, cast(nn.ModuleList, fp8_products.with_fp8_products(blocks, self.execution.fp8, _EXACT))
+        return self._fp8[1]
+
+
+def text_layers(block: Any) -> list[nn.Module]:
+    """What of a block turns text into keys and values."""
+    return [block.attn2.to_k, block.attn2.to_v, block.attn2.norm_k]
+
+
+def _remembered(memory: OrderedDict, key: Any) -> Any:
+    """The value of `key`, now the most recently used; the least recently used is forgotten."""
+    memory.move_to_end(key)
+    while len(memory) > _KEPT:
+        memory.popitem(last=False)
+    return memory[key]
+
+
+def run_block(runner: Callable[..., Any], block: Any, *inputs: Tensor) -> Tensor:
+    """One block through its checkpointing; what is compiled, since selective checkpointing must be seen by the compiler."""
+
+    def forward(*tensors: Tensor) -> Tensor:
+        return block_forward(block, *tensors)
+
+    return runner(forward, *inputs)
+
+
+# Plain annotations from here on: what is compiled cannot be checked at run time.
+
+
+def block_forward(block: Any, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x <- x + gate * sublayer(LN(x) * (1 + scale) + shift) for self-attention, attention to the text, and MLP.
+
+    Args:
+        block: `CosmosTransformerBlock`.
+        x: (batch, frames, positions, width).
+        embedding: Of the frames' noise levels, (batch, frames, width).
+        shared: The part of the modulation that all blocks share, (batch, frames, 3 width).
+        text: Keys and values, (2, batch, prompt tokens, heads, head width).
+        cos: Rotary, (frames * positions, 1, head width).
+        sin: The same.
+    """
+    shift, scale, gate = _modulation(block.norm1, embedding, shared)
+    x = x + gate * _self_attention(block.attn1, block.norm1.norm(x) * (1 + scale) + shift, cos, sin)
+    shift, scale, gate = _modulation(block.norm2, embedding, shared)
+    x = x + gate * _text_attention(block.attn2, block.norm2.norm(x) * (1 + scale) + shift, text)
+    shift, scale, gate = _modulation(block.norm3, embedding, shared)
+    return x + gate * block.ff(block.norm3.norm(x) * (1 + scale) + shift)
+
+
+def _modulation(norm: Any, embedding: Tensor, shared: Tensor) -> tuple[Tensor, ...]:
+    """Shift, scale and gate, (batch, frames, 1, width) each."""
+    own = norm.linear_2(norm.linear_1(norm.activation(embedding))) + shared
+    return own[:, :, None].chunk(3, dim=-1)
+
+
+def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    heads = (attention.heads, -1)
+    tokens = x.flatten(1, 2)
+    q, k, v = (layer(tokens).unflatten(2, heads) for layer in (attention.to_q, attention.to_k, attention.to_v))
+    q, k = _rotate(attention.norm_q(q), cos, sin), _rotate(attention.norm_k(k), cos, sin)
+    return _attend(attention, q, k, v).view_as(x)
+
+
+def _text_attention(attention: Any, x: Tensor, text: Tensor) -> Tensor:
+    q = attention.norm_q(attention.to_q(x.flatten(1, 2)).unflatten(2, (attention.heads, -1)))
+    keys, values = text.unbind()
+    return _attend(attention, q, keys, values).view_as(x)
+
+
+def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return attention.to_out[0](x.transpose(1, 2).flatten(2).to(q.dtype))  # to_out[1] is a dropout of 0
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(a, b) -> (a cos - b sin, b cos + a sin) on the halves of each head, in fp32 as diffusers does it."""
+    a, b = x.chunk(2, dim=-1)
+    return (x.float() * cos + torch.cat([-b, a], dim=-1).float() * sin).to(x.dtype)

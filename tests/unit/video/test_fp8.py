@@ -1,0 +1,92 @@
+"""FP8 products: rounding against an emulation of e4m3 in float64, scales, twins of modules, and where there is no FP8."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mimicvideo.video import fp8
+
+
+def e4m3(value: float) -> float:
+    """The nearest number with 4 bits of exponent (bias 7) and 3 of mantissa, ties to even, at most 448: computed by hand."""
+    if value == 0:
+        return 0.0
+    exponent = max(math.floor(math.log2(abs(value))), -6)
+    step = 2.0 ** (exponent - 3)
+    return math.copysign(min(round(abs(value) / step) * step, 448.0), value)
+
+
+@pytest.mark.parametrize("scaling", ["row", "tensor"])
+def test_rounding_is_that_of_e4m3(scaling) -> None:
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 6)[:, None]
+    q, scale = fp8.quantize(x, scaling)
+    assert q.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32
+    largest = x.double().abs().amax(dim=-1, keepdim=True) if scaling == "row" else x.double().abs().amax()
+    torch.testing.assert_close(scale.double(), largest / 448, rtol=1e-6, atol=0)
+    scaled = (x / scale).double()  # in fp32, as the function divides
+    expected = torch.tensor([[e4m3(value) for value in row] for row in scaled.tolist()], dtype=torch.float64)
+    assert torch.equal(q.double(), expected)
+
+
+def test_rows_keep_their_relative_precision_where_a_tensor_does_not() -> None:
+    x = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) * torch.logspace(-7, 0, 64)[:, None]
+    errors = {}
+    for scaling in ("row", "tensor"):
+        q, scale = fp8.quantize(x, scaling)
+        errors[scaling] = ((q.float() * scale - x).norm(dim=-1) / x.norm(dim=-1)).max()
+    assert errors["row"] < 0.04 < 0.5 < errors["tensor"]
+
+
+@pytest.mark.parametrize("scaling", ["row", "tensor"])
+def test_zeros_and_outliers_stay_finite(scaling) -> None:
+    q, scale = fp8.quantize(torch.zeros(3, 16), scaling)
+    assert torch.equal(q.float(), torch.zeros(3, 16)) and (scale > 0).all()
+    x = torch.ones(2, 16)
+    x[0, 3] = 1e30
+    q, scale = fp8.quantize(x, scaling)
+    assert q.float().isfinite().all() and q.float().abs().max() == 448
+    torch.testing.assert_close((q.float() * scale)[0, 3], x[0, 3])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scaling", ["row", "tensor"])
+def test_a_product_is_that_of_the_rounded_factors(monkeypatch, scaling, bias) -> None:
+    """`_scaled_mm` itself is NVIDIA's: here it is its definition in float64, and must be called as it is defined."""
+
+    def scaled_mm(a, b, scale_a, scale_b, bias, out_dtype, use_fast_accum):
+        assert a.dtype == b.dtype == torch.float8_e4m3fn and a.is_contiguous() and b.t().is_contiguous()
+        assert scaling == "tensor" or (scale_a.shape == (a.shape[0], 1) and scale_b.shape == (1, b.shape[1]))
+        y = (a.double() * scale_a) @ (b.double() * scale_b)
+        return (y if bias is None else y + bias.double()).to(out_dtype)
+
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 32, bias=bias), torch.randn(2, 5, 64)
+    y = fp8.Fp8Linear(linear, scaling)(x)
+    assert y.shape == (2, 5, 32) and y.dtype == torch.bfloat16
+    exact = linear(x)
+    assert (y.float() - exact).norm() < 0.06 * exact.norm()
+
+
+def test_a_twin_shares_what_it_does_not_round_and_leaves_the_module_alone() -> None:
+    module = nn.ModuleDict({"norm": nn.LayerNorm(32), "ff": nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))})
+    module["small"], module["kept"] = nn.Linear(32, 3), nn.ModuleDict({"to_k": nn.Linear(32, 32)})
+    before = {name: type(child) for name, child in module.named_modules()}
+    twin = fp8.with_fp8_products(module, "row", exact=["kept.to_k"])
+    assert {name: type(child) for name, child in module.named_modules()} == before
+    rounded = {name for name, child in twin.named_modules() if isinstance(child, fp8.Fp8Linear)}
+    assert rounded == {"ff.0", "ff.2"}
+    assert twin.norm.weight is module["norm"].weight and twin.kept.to_k is module["kept"]["to_k"] and twin.small is module["small"]
+
+
+def test_hardware_without_it_is_refused(monkeypatch) -> None:
+    with pytest.raises(RuntimeError, match=r"8.9 or newer, the model is on cpu: set execution.fp8 to null"):
+        fp8.check_hardware(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(RuntimeError, match=r"NVIDIA A100 has 8.0"):
+        fp8.check_hardware(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    fp8.check_hardware(torch.device("cuda"))
