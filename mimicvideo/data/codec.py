@@ -33,7 +33,7 @@ def torchcodec_frames(path: Path, wanted: Int[np.ndarray, " frames"], fps: float
 def _decoder() -> Any:
     """torchcodec's decoder, or None."""
     try:
-        from torchcodec.decoders import VideoDecoder
+        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     except (OSError, RuntimeError) as error:  # it is there, but FFmpeg's or CUDA's shared libraries are not

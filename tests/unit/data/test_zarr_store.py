@@ -62,7 +62,7 @@ SPEC: dict[str, Any] = {
 def test_streams_of_other_rates_are_brought_to_the_pictures_times(multi_rate: Path) -> None:
     reader = open_episodes(multi_rate, ["front", "wrist"], spec=DatasetSpec(**SPEC))
     (episode,) = reader.episodes
-    assert (episode.length, reader.control_hz) == (8, 5.0)
+    assert (episode.length, reader.control_hz, reader.stride) == (8, 20.0, 4)
     at = np.arange(8) / 5
     poses = reader.proprio(episode)[:, :16].reshape(8, 4, 4)
     # Where the stored poses go on, they lie on the same motion: a constant turn is met exactly between its samples.
@@ -70,9 +70,9 @@ def test_streams_of_other_rates_are_brought_to_the_pictures_times(multi_rate: Pa
     np.testing.assert_allclose(poses[inside], turned(at[inside]), atol=1e-6)
     np.testing.assert_allclose(from_matrix(poses[:, :3, :3].astype(float), "axis_angle")[inside, 2], at[inside], atol=1e-6)
     np.testing.assert_array_equal(reader.proprio(episode)[:, 16], np.arange(8))
-    # Commands are never mixed: the nearest in time.
+    # Commands are never mixed: the nearest in time, four for each picture.
     fast = np.arange(40) / 20 - 0.03
-    expected = [np.floor(fast * 20 + 1e-6)[np.abs(fast - time).argmin()] for time in at]
+    expected = [np.floor(fast * 20 + 1e-6)[np.abs(fast - time).argmin()] for time in np.arange(32) / 20]
     np.testing.assert_array_equal(reader.actions(episode)[:, 0], expected)
     shown = reader.frames(episode, np.arange(8))
     np.testing.assert_array_equal(shown[:, 0, 0, 0], np.arange(8) * 10)
@@ -82,7 +82,7 @@ def test_streams_of_other_rates_are_brought_to_the_pictures_times(multi_rate: Pa
 
 def test_the_first_camera_says_the_rows(multi_rate: Path) -> None:
     reader = open_episodes(multi_rate, ["wrist", "front"], spec=DatasetSpec(**SPEC))
-    assert (reader.episodes[0].length, reader.control_hz) == (16, 10.0)
+    assert (reader.episodes[0].length, reader.control_hz, reader.stride) == (16, 20.0, 2)
     shown = reader.frames(reader.episodes[0], np.arange(16))
     np.testing.assert_array_equal(shown[:, 0, 4, 0] // 10, [int(np.abs(np.arange(8) / 5 - row / 10 - 0.02).argmin()) for row in range(16)])
 
@@ -90,10 +90,26 @@ def test_the_first_camera_says_the_rows(multi_rate: Path) -> None:
 def test_what_is_interpolated_can_be_chosen(multi_rate: Path) -> None:
     linear = open_episodes(multi_rate, ["front"], spec=DatasetSpec(**SPEC, interpolate=["gripper_action_lowdim"]))
     fast, at = np.arange(40) / 20 - 0.03, np.arange(8) / 5
-    expected = np.interp(at, fast, np.floor(fast * 20 + 1e-6))
+    expected = np.interp(np.arange(32) / 20, fast, np.floor(fast * 20 + 1e-6))
     np.testing.assert_allclose(linear.actions(linear.episodes[0])[:, 0], expected, atol=1e-6)
     poses = linear.proprio(linear.episodes[0])[:, 3]
     np.testing.assert_allclose(poses, [fast[np.abs(fast - time).argmin()] for time in at], atol=1e-6)
+
+
+def same_as_picture(columns: Any) -> Any:
+    return columns
+
+
+def test_actions_that_fit_no_whole_number_of_steps_are_told(multi_rate: Path, caplog: pytest.LogCaptureFixture) -> None:
+    group = group_of(multi_rate)
+    stream(group, "odd_lowdim", np.arange(20, dtype=np.float32), np.arange(20) / 12.5)
+    reader = open_episodes(multi_rate, ["front"], spec=DatasetSpec(**{**SPEC, "actions": ["odd_lowdim"]}))
+    assert reader.stride == 1 and "2.5 actions per picture: only the nearest in time" in caplog.text
+    np.testing.assert_array_equal(reader.actions(reader.episodes[0])[:, 0], np.round(np.arange(8) * 2.5 - 1e-3))
+    caplog.clear()
+    standard = f"{__name__}:same_as_picture"
+    described = open_episodes(multi_rate, ["front"], spec=DatasetSpec(**SPEC, standardise=standard))
+    assert described.stride == 1 and "standardise wants one per row" in caplog.text
 
 
 def test_times_must_ascend(multi_rate: Path) -> None:
