@@ -16,6 +16,7 @@ from PIL import Image
 
 from mimicvideo.data.lerobot_files import write_json
 from mimicvideo.data.spec import DatasetSpec
+from tests.rlds_episodes import write_tfrecord
 from tests.synthetic_episodes import ACTION_NAMES, STATE_NAMES, by_lerobot, by_writer, numbers, picture, write_video
 
 LENGTHS = (12, 9, 20)
@@ -177,6 +178,47 @@ def hdf5(root: Path) -> DatasetSpec:
     return HDF5
 
 
+def rlds(root: Path) -> DatasetSpec:
+    """As tensorflow-datasets prepares it, with PNG pictures."""
+    import tensorflow_datasets as tfds
+
+    step = {
+        "observation": {
+            "image": tfds.features.Image(shape=(SIZE, SIZE, 3), dtype=np.uint8, encoding_format="png"),
+            "state": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+        },
+        "action": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+        "language_instruction": tfds.features.Text(),
+    }
+    described = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(step)})
+    root.mkdir(parents=True)
+    described.save_config(root)
+    records = []
+    for episode, rows in enumerate(LENGTHS):
+        actions, states = numbers(episode, rows, 1)
+        steps = [
+            {
+                "observation": {"image": io.BytesIO(png(frame)), "state": state},
+                "action": action,
+                "language_instruction": TOLD[episode],
+            }
+            for frame, state, action in zip(film(episode), states, actions, strict=True)
+        ]
+        records.append(described.serialize_example({"steps": steps}))
+    write_tfrecord(root / "toy-train.tfrecord-00000-of-00001", records)
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    split = {"name": "train", "filepathTemplate": template, "shardLengths": [str(len(records))], "numBytes": str(sum(map(len, records)))}
+    write_json(root / "dataset_info.json", {"name": "toy", "version": "1.0.0", "fileFormat": "tfrecord", "splits": [split]})
+    return DatasetSpec(
+        hz=HZ,
+        cameras={"corner2": "observation/image"},
+        proprio=["observation/state"],
+        actions=["action"],
+        instruction=["language_instruction"],
+        **NAMES,
+    )
+
+
 def videos(root: Path) -> DatasetSpec:
     """Files with captions alone."""
     for episode in range(len(LENGTHS)):
@@ -198,6 +240,7 @@ FORMATS: dict[str, tuple[Callable[[Path], DatasetSpec | None], int]] = {
     "zarr_v3": (zarr_v3, 0),
     "zarr_zips": (zarr_zips, 0),
     "hdf5": (hdf5, 0),
+    "rlds": (rlds, 0),
     "videos": (videos, CODEC),
 }
 WITH_NUMBERS = [name for name in FORMATS if name != "videos"]

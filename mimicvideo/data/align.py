@@ -29,13 +29,16 @@ class Rows:
         self._times = self._ascending(camera)
         self.count = entry.rows if self._times is None else len(self._times)
 
-    def numbers(self, key: str, values: Shaped[np.ndarray, "own ..."], steady: bool) -> Float64[np.ndarray, "rows ..."]:
+    def numbers(
+        self, key: str, values: Shaped[np.ndarray, "own ..."], steady: bool, steps: int = 1
+    ) -> Float64[np.ndarray, "rows_times_steps ..."]:
         """A stream's values at the rows' times.
 
         Args:
             key: The stream.
             values: As stored.
             steady: Whether values between two stored ones lie between them; else the nearest is taken.
+            steps: How many times from each row to the next, evenly; more than one only for streams with times.
 
         Raises:
             DatasetError: If there are not as many values as times, or without times as rows.
@@ -48,14 +51,22 @@ class Rows:
             return values
         if len(values) != len(own):
             raise DatasetError(f"{self._entry.name}: {key} has {len(values)} rows, but {len(own)} times")
-        if np.array_equal(own, self._times):
+        wanted = self._times if steps == 1 else self._between(steps)
+        if np.array_equal(own, wanted):
             return values
-        places = time_places(own, self._times)
+        places = time_places(own, wanted)
         if not steady:
             return values[places.nearest]
         if values.shape[1:] in ((3, 3), (4, 4)):
             return self._poses(key, values, places)
-        return linear(values.reshape(len(values), -1), places).reshape(self.count, *values.shape[1:])
+        return linear(values.reshape(len(values), -1), places).reshape(len(wanted), *values.shape[1:])
+
+    def rate(self, key: str) -> float | None:
+        """How many values a stream has for each row; None if it or the rows have no times, or too few to tell."""
+        own = self._ascending(key)
+        if own is None or self._times is None or len(own) < 2 or self.count < 2:
+            return None
+        return float(np.median(np.diff(self._times)) / np.median(np.diff(own)))
 
     def pictures(self, key: str) -> Int[np.ndarray, " rows"] | None:
         """Which picture of another camera is nearest to each row; None if it was taken at the rows' times."""
@@ -64,9 +75,16 @@ class Rows:
             return None
         return time_places(own, self._times).nearest
 
+    def _between(self, steps: int) -> Float64[np.ndarray, " rows_times_steps"]:
+        """The rows' times and, evenly between them, those of further steps; the last row lasts as long as most."""
+        assert self._times is not None
+        lengths = np.diff(self._times)
+        lengths = np.append(lengths, np.median(lengths) if len(lengths) else 0.0)
+        return (self._times[:, None] + lengths[:, None] * np.arange(steps) / steps).reshape(-1)
+
     def _poses(self, key: str, values: Float64[np.ndarray, "own side side"], places: Places) -> Float64[np.ndarray, "rows side side"]:
         """Rotations, and poses as 4 x 4 matrices: the rotation turns evenly, the rest moves along lines."""
-        result = linear(values.reshape(len(values), -1), places).reshape(self.count, *values.shape[1:])
+        result = linear(values.reshape(len(values), -1), places).reshape(len(places.low), *values.shape[1:])
         try:
             rotations = nearest_rotation(values[:, :3, :3])
         except ValueError as error:

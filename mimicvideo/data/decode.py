@@ -1,4 +1,4 @@
-"""Frames out of video files with PyAV: what a file holds, told cheaply, and just the frames that are wanted."""
+"""Frames out of video files with PyAV or torchcodec: what a file holds, told cheaply, and just the frames that are wanted."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import Int, UInt8
 
+from mimicvideo.data.codec import torchcodec_frames
 from mimicvideo.data.errors import VideoError
 from mimicvideo.data.remote import fetched
 
@@ -61,7 +62,8 @@ def decode_frames(
 ) -> UInt8[np.ndarray, "frames height width 3"]:
     """Frames of a file as RGB.
 
-    Runs of wanted frames are decoded in sequence; it seeks to a keyframe where that skips more than it repeats.
+    torchcodec gives them where it is installed, unless `strict`. With PyAV, runs of wanted frames are decoded in sequence; it seeks to a
+    keyframe where that skips more than it repeats.
 
     Args:
         path: The file.
@@ -76,6 +78,8 @@ def decode_frames(
     wanted = np.asarray(indices, dtype=np.int64)
     if (np.diff(wanted) <= 0).any():
         raise ValueError("frame indices must ascend without repetition")
+    if not strict and (found := torchcodec_frames(fetched(path), wanted, fps)) is not None:
+        return resize(found, size)
     frames: list[np.ndarray] = []
     with _open(path, strict) as (container, stream):
         to_rgb = VideoReformatter()

@@ -47,7 +47,7 @@ class StoredEpisodes(Episodes):
 
     Rows are the pictures of the first camera. Streams that were taken at other times are brought to its times: numbers that change
     steadily are interpolated, other numbers and the pictures of other cameras are the nearest in time; beyond a stream's ends its first or
-    last value holds.
+    last value holds. Actions that were taken several times as often as pictures make as many control steps per row.
 
     Args:
         store: The dataset as it lies on disk.
@@ -81,6 +81,7 @@ class StoredEpisodes(Episodes):
         hz = spec.hz or self._measured_hz(chosen[0]) or store.hz
         if hz is None:
             raise DatasetError(f"{store.root} does not say how many rows a second has: give hz in its description")
+        self._steps = store.stride if store.stride > 1 else self._measured_steps(chosen[0])
         listed, problems, left_out = [], {}, 0
         with ThreadPoolExecutor(4) as pool:
             for episode, problem in pool.map(lambda entry: self._read(entry, chosen, max(1, min_rows), verify == "full"), store.entries):
@@ -104,10 +105,10 @@ class StoredEpisodes(Episodes):
             problems,
             chosen,
             robot=spec.robot or store.robot,
-            control_hz=hz * store.stride,
-            stride=store.stride,
-            proprio_names=self._names("proprio", "state", widths[0]),
-            action_names=self._names("actions", "action", widths[1]),
+            control_hz=hz * self._steps,
+            stride=self._steps,
+            proprio_names=self._names("proprio", "state", widths[0]) if sound else [],
+            action_names=self._names("actions", "action", widths[1]) if sound else [],
             **kwargs,
         )
 
@@ -178,6 +179,31 @@ class StoredEpisodes(Episodes):
                 return round(1 / step, 3)
         return None
 
+    def _measured_steps(self, camera: Camera) -> int:
+        """Control steps per row by the times of actions and pictures, in the first episode that has several."""
+        for entry in self.store.entries:
+            try:
+                rows = Rows(self.store, entry, camera.key)
+                rates = [rows.rate(key) for key in self._keys["actions"]]
+            except DatasetError:
+                continue  # it is told when the entry is read
+            known = [rate for rate in rates if rate is not None]
+            if rates and not known and rows.count < 2:
+                continue
+            steps = round(max(known, default=1.0))
+            if steps < 2:
+                return 1
+            if len(known) == len(rates) and max(abs(rate - steps) for rate in known) < 0.1 and self._standard is None:
+                return steps
+            log.warning(
+                "%s has %.3g actions per picture: only the nearest in time to each picture is read, because %s",
+                self.store.root,
+                max(known),
+                "standardise wants one per row" if self._standard else "action keys have no common whole number of them",
+            )
+            return 1
+        return 1
+
     def _read(self, entry: Entry, cameras: Sequence[Camera], min_rows: int, full: bool) -> tuple[StoredEpisode, str | None]:
         """An episode, and why it cannot be used; then it is empty. It is empty and has no problem if the description leaves it out."""
         nothing = np.zeros((0, 0), np.float32)
@@ -194,7 +220,7 @@ class StoredEpisodes(Episodes):
         except (DatasetError, VideoError) as error:
             return empty, str(error)
         actions, proprio = (columns[name].astype(np.float32) for name in ("actions", "proprio"))
-        actions = actions.reshape(len(actions) * self.store.stride, -1) if actions.size else actions
+        actions = actions.reshape(len(actions) * self._steps, -1) if actions.size else actions
         episode = StoredEpisode(entry.index, len(kept), tuple(told), task or told[0], entry, kept, pictures, actions, proprio)
         if entry.rows and not columns["keep"].any():
             return episode, None
@@ -222,8 +248,11 @@ class StoredEpisodes(Episodes):
         columns: Columns = {key: rows.numbers(key, values, key in self._steady) for key, values in raw.items()}
         columns |= {key: np.array(self.store.texts(entry, key), np.str_) for key in wanted if key not in self.store.keys}
         for name in ("proprio", "actions"):
-            parts = [columns[key].reshape(rows.count, -1) for key in self._keys[name]]
-            columns[name] = np.concatenate(parts, axis=1) if parts else np.zeros((rows.count, 0))
+            steps = self._steps if name == "actions" and self.store.stride == 1 else 1
+            streams = columns if steps == 1 else {key: rows.numbers(key, raw[key], key in self._steady, steps) for key in self._keys[name]}
+            parts = [streams[key].reshape(rows.count * steps, -1) for key in self._keys[name]]
+            joined = np.concatenate(parts, axis=1) if parts else np.zeros((rows.count, 0))
+            columns[name] = joined.reshape(rows.count, joined.shape[1] * steps) if parts else joined
         if self._standard is not None and rows.count:
             try:
                 columns = self._standard(columns)

@@ -116,7 +116,7 @@ def _facts_v2(place: str, meta: dict[str, Any], where: str) -> ArrayFacts:
         raise DatasetError(f"{where} holds records, not numbers: {dtype}")
     kind = np.dtype(dtype).kind
     if kind == "O" and (not codecs or codecs[0] not in TEXTS):
-        raise DatasetError(_refusal(where, codecs[0] if codecs else "object", "Python objects"))
+        raise DatasetError(_refusal(where, "object", "Python objects"))
     _check(where, codecs)
     if kind == "O" or kind == "U":
         kind = "S"

@@ -49,6 +49,9 @@ ONLY_IN = {
     "transformers": ["video", "reason"],
     "tensorflow": ["data.rlds"],
     "tensorflow_datasets": ["data.rlds"],
+    "h5py": ["data.hdf5_store"],
+    "zarr": ["data.zarr_store"],
+    "torchcodec": ["data.codec"],
     "metaworld": ["benchmark.metaworld"],
     "mujoco": ["benchmark.rendering"],
 }

@@ -1,10 +1,14 @@
 """Frames come out of video files exactly where they are, and files that cannot be read are told apart."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+import mimicvideo.data.codec as codec_module
+import mimicvideo.data.decode as decode_module
 from mimicvideo.data.decode import decode_frames, inspect, resize
 from mimicvideo.data.errors import VideoError
 from tests.synthetic_episodes import picture, what_is_shown, write_video
@@ -32,6 +36,7 @@ def test_seeks_rather_than_decodes_everything(tmp_path: Path, monkeypatch: pytes
     write_video(tmp_path / "v.mp4", [picture(1, row) for row in range(400)], keyframe_interval=4)
     seen: list[int] = []
     index = decode._index
+    monkeypatch.setattr(decode, "torchcodec_frames", lambda *_: None)
     monkeypatch.setattr(decode, "_index", lambda frame, fps: seen.append(index(frame, fps)) or seen[-1])
     shown = [what_is_shown(frame)[1] for frame in decode.decode_frames(tmp_path / "v.mp4", [100, 101, 350], 10.0)]
     assert shown == [100 % 36, 101 % 36, 350 % 36]
@@ -85,3 +90,62 @@ def test_resize_is_bilinear_with_antialiasing() -> None:
     grey = resize(np.broadcast_to(checkers[None, :, :, None], (1, 32, 32, 3)).astype(np.uint8), (8, 8))
     assert np.abs(grey[0, 2:-2, 2:-2].astype(int) - 127).max() <= 8, "without antialiasing checkers would stay black and white"
     assert resize(ramp, (32, 64)) is ramp and resize(ramp, None) is ramp
+
+
+@pytest.mark.parametrize(
+    ("codec", "keyframes", "pixel_format"),
+    [("libx264", 2, "yuv444p"), ("libx264", 250, "yuv420p"), ("libx264", 10, "yuv420p"), ("libsvtav1", 4, "yuv420p")],
+)
+def test_torchcodec_gives_the_same_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, keyframes: int, pixel_format: str
+) -> None:
+    if codec_module._decoder() is None:
+        pytest.skip("torchcodec, or FFmpeg's shared libraries, are not installed")
+    noise = np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    write_video(
+        tmp_path / "v.mp4",
+        [np.roll(noise, 3 * row, 1) for row in range(40)],
+        codec=codec,
+        keyframe_interval=keyframes,
+        pixel_format=pixel_format,
+    )
+    for rows in ([0], [39], [3, 4, 17, 18, 38], list(range(40))):
+        fast = codec_module.torchcodec_frames(tmp_path / "v.mp4", np.array(rows), 10.0)
+        assert fast is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(decode_module, "torchcodec_frames", lambda *_: None)
+            np.testing.assert_array_equal(fast, decode_frames(tmp_path / "v.mp4", rows, 10.0))
+
+
+class Decoder:
+    """torchcodec's decoder as far as it is used; it shows the frame after the one that is asked for."""
+
+    def __init__(self, path: str, **options: object) -> None:
+        pass
+
+    def get_frames_at(self, rows: list[int]) -> SimpleNamespace:
+        return SimpleNamespace(pts_seconds=torch.tensor(rows) / 10 + 0.1, data=torch.zeros(len(rows), 16, 16, 3, dtype=torch.uint8))
+
+
+class Broken(Decoder):
+    def get_frames_at(self, rows: list[int]) -> SimpleNamespace:
+        raise RuntimeError("whatever")
+
+
+@pytest.mark.parametrize("decoder", [Decoder, Broken])
+def test_frames_that_torchcodec_misses_come_from_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: type[Decoder]) -> None:
+    write_video(tmp_path / "v.mp4", FRAMES)
+    monkeypatch.setattr(codec_module, "_decoder", lambda: decoder)
+    assert [what_is_shown(frame)[1] for frame in decode_frames(tmp_path / "v.mp4", [2, 7], 10.0)] == [2, 7]
+
+
+def test_what_torchcodec_finds_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exact(Decoder):
+        def get_frames_at(self, rows: list[int]) -> SimpleNamespace:
+            shown = super().get_frames_at(rows)
+            return SimpleNamespace(pts_seconds=shown.pts_seconds - 0.1, data=shown.data + 7)
+
+    write_video(tmp_path / "v.mp4", FRAMES)
+    monkeypatch.setattr(codec_module, "_decoder", lambda: Exact)
+    assert (decode_frames(tmp_path / "v.mp4", [2, 7], 10.0) == 7).all()
+    assert (decode_frames(tmp_path / "v.mp4", [2, 7], 10.0, strict=True) != 7).any(), "damage is PyAV's to find"

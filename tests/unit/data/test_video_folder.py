@@ -1,0 +1,113 @@
+"""Folders of videos with captions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.modules import DemonstrationData
+from mimicvideo.data.open import open_episodes
+from mimicvideo.data.spec import DatasetSpec
+from mimicvideo.data.video_folder import VideoFolderStore
+from tests.synthetic_episodes import picture, what_is_shown, write_video
+
+
+def clip(path: Path, episode: int = 0, rows: int = 12, fps: int = 10, size: tuple[int, int] = (16, 16)) -> None:
+    write_video(path, [picture(episode, row, 0, *size) for row in range(rows)], fps)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.txt", "Pick it up.\n", ["Pick it up."]),
+        ("a.txt", "Pick it up.\n\n  Lift it.\nPick it up.\n", ["Pick it up.", "Lift it."]),
+        ("a.json", json.dumps("Pick it up."), ["Pick it up."]),
+        ("a.json", json.dumps(["Pick it up.", "Lift it."]), ["Pick it up.", "Lift it."]),
+        ("a.json", json.dumps({"caption": "Pick it up.", "fps": 10}), ["Pick it up."]),
+        ("a.json", json.dumps({"captions": ["Pick it up.", "Lift it."]}), ["Pick it up.", "Lift it."]),
+        ("a.json", json.dumps({"prompt": "Heb das auf, schön."}), ["Heb das auf, schön."]),
+        ("b.txt", "Of another video.", [""]),
+    ],
+)
+def test_captions(tmp_path: Path, name: str, content: str, told: list[str]) -> None:
+    clip(tmp_path / "deep/er/a.mp4")
+    (tmp_path / "deep/er" / name).write_text(content, encoding="utf-8")
+    (episode,) = open_episodes(tmp_path).episodes
+    assert list(episode.instructions) == told
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "a.json cannot be read"),
+        ('{"other": 1}', "none of the keys caption, .*; it has other"),
+        ("[1]", "holds 1 where a"),
+    ],
+)
+def test_captions_that_are_none(tmp_path: Path, content: str, message: str) -> None:
+    clip(tmp_path / "a.mp4")
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DatasetError, match=f"episode 0: .*{message}"):
+        open_episodes(tmp_path)
+
+
+def test_captions_of_nvidias_layout(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        clip(tmp_path / f"{split}/videos/sub/a.mp4")
+        (tmp_path / f"{split}/metas/sub").mkdir(parents=True)
+        (tmp_path / f"{split}/metas/sub/a.txt").write_text(f"In {split}.")
+    assert [episode.instruction for episode in open_episodes(tmp_path).episodes] == ["In train.", "In val."]
+
+
+def test_sizes_and_rates_must_agree_or_be_brought_together(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", 0, rows=12, fps=10)
+    clip(tmp_path / "b.mp4", 1, rows=12, fps=10, size=(16, 24))
+    clip(tmp_path / "c.mp4", 2, rows=12, fps=10)
+    with pytest.raises(DatasetError, match="1: its pictures of camera video are 16 x 24 pixels, others 16 x 16: set height"):
+        open_episodes(tmp_path)
+    resized = open_episodes(tmp_path, size=(8, 8))
+    assert [resized.frames(episode, [0, 5]).shape for episode in resized.episodes] == [(2, 8, 8, 3)] * 3
+    clip(tmp_path / "d.mp4", 3, rows=18, fps=30)
+    with pytest.raises(DatasetError, match=r"differ in frames per second: 10 \(3 files\), 30 \(1 files\). Give hz in the description"):
+        open_episodes(tmp_path, size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("hz", "rows", "expected"),
+    [(10.0, 6, [0, 3, 6, 9, 12, 15]), (30.0, 18, list(range(18))), (60.0, 36, [min(round(row / 2), 17) for row in range(36)])],
+)
+def test_videos_at_a_described_rate(tmp_path: Path, hz: float, rows: int, expected: list[int]) -> None:
+    clip(tmp_path / "a.mp4", rows=18, fps=30)
+    reader = open_episodes(tmp_path, spec=DatasetSpec(hz=hz))
+    (episode,) = reader.episodes
+    assert (reader.control_hz, episode.length) == (hz, rows)
+    assert [what_is_shown(frame)[1] for frame in reader.frames(episode, np.arange(rows))] == expected
+
+
+def test_damaged_videos_are_named_and_can_be_skipped(tmp_path: Path) -> None:
+    for number in range(3):
+        clip(tmp_path / f"{number}.mp4", number)
+    (tmp_path / "1.mp4").write_bytes((tmp_path / "1.mp4").read_bytes()[:300])
+    with pytest.raises(DatasetError, match="episode 1: .*"):
+        open_episodes(tmp_path)
+    reader = open_episodes(tmp_path, max_bad_fraction=0.4)
+    assert [episode.entry.name for episode in reader.episodes] == ["0.mp4", "2.mp4"]
+
+
+def test_stage_2_needs_numbers(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4")
+    options: dict[str, Any] = {"observed": 5, "future": 4, "validation_fraction": 0.0}
+    with pytest.raises(DatasetError, match="it serves stage 1"):
+        DemonstrationData(root=str(tmp_path), action_dim=3, proprio_dim=2, horizon=4, **options).setup()
+    with pytest.raises(DatasetError, match="no actions key 'x'; it has none"):
+        open_episodes(tmp_path, spec=DatasetSpec(actions=["x"]))
+
+
+def test_folders_without_videos(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="there is no folder"):
+        VideoFolderStore(tmp_path / "absent")
+    with pytest.raises(DatasetError, match="holds no mp4 files"):
+        VideoFolderStore(tmp_path)
