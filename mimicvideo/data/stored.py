@@ -169,7 +169,7 @@ class StoredEpisodes(Episodes):
         columns: Columns = {key: np.asarray(values, np.float64) for key, values in raw.items()}
         columns |= {key: np.array(self.store.texts(entry, key), np.str_) for key in wanted if key not in self.store.keys}
         for name in ("proprio", "actions"):
-            parts = [columns[key].reshape(entry.rows, -1) for key in self._keys[name]]
+            parts = [columns[key].reshape(entry.rows, int(np.prod(columns[key].shape[1:]))) for key in self._keys[name]]
             columns[name] = np.concatenate(parts, axis=1) if parts else np.zeros((entry.rows, 0))
         if self._standard is not None and entry.rows:
             try:
