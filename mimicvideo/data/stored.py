@@ -250,7 +250,7 @@ class StoredEpisodes(Episodes):
         for name in ("proprio", "actions"):
             steps = self._steps if name == "actions" and self.store.stride == 1 else 1
             streams = columns if steps == 1 else {key: rows.numbers(key, raw[key], key in self._steady, steps) for key in self._keys[name]}
-            parts = [streams[key].reshape(rows.count * steps, -1) for key in self._keys[name]]
+            parts = [streams[key].reshape(rows.count * steps, int(np.prod(streams[key].shape[1:]))) for key in self._keys[name]]
             joined = np.concatenate(parts, axis=1) if parts else np.zeros((rows.count, 0))
             columns[name] = joined.reshape(rows.count, joined.shape[1] * steps) if parts else joined
         if self._standard is not None and rows.count:

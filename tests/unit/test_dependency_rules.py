@@ -56,7 +56,9 @@ ONLY_IN = {
     "mujoco": ["benchmark.rendering"],
 }
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "hydra": "hydra-core", "omegaconf": "hydra-core"}
+DISTRIBUTION |= {"tensorflow_datasets": "tensorflow-datasets", "google_crc32c": "google-crc32c"}
 COMES_WITH = {"mujoco": "metaworld", "OpenGL": "metaworld", "gymnasium": "metaworld", "torchmetrics": "lightning"}
+COMES_WITH |= {"array_record": "tensorflow_datasets", "google": "tensorflow_datasets"}  # google: protobuf
 
 
 def module(file: Path) -> str:
