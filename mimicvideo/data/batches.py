@@ -133,5 +133,5 @@ class DemonstrationBatches(ClipBatches):
         if (representation := member.source.representation) is None:
             chunk = fill_tail(actions[steps], beyond, self._tail, self._hold_dims)
         else:
-            chunk = representation.window(actions, steps, beyond, states[row], self._tail).astype(np.float32)
+            chunk = representation.windows(actions[steps], beyond, states[row], self._tail).astype(np.float32)
         return chunk, states[proprio_rows(row, self._history)]

@@ -223,6 +223,10 @@ def parse_layout(groups: Mapping[str, Any], vector: Vector, width: int | None = 
     if not used:
         raise ValueError(f"{vector} has unused groups only: nothing is left to learn")
     _check_bodies(vector, used)
+    turning = {group.body for group in used if group.kind == "rotation"}
+    for group in used:
+        if group.kind == "position" and group.body not in turning and groups[group.name].get("frame") == "body":
+            raise ValueError(f"{vector}.{group.name}: without a rotation a position has no axes of its own body: leave out frame")
     return Layout(vector, tuple(used), tuple(group for group in own if group.kind == "unused"), width)
 
 

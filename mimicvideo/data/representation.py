@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from mimicvideo.data.layout import Group, Layout, parse_layout
 from mimicvideo.data.rotations import IDENTITY_6D, from_matrix, inverse, to_matrix
@@ -24,8 +24,9 @@ class LearnedVectors(TypedDict):
 class Representation:
     """The layouts of actions and proprio, and what becomes of actions once a window's anchor state is known.
 
-    An episode is read once (`learn`); each window then takes a chunk of it (`chunk`); in a roll-out a predicted chunk becomes absolute
-    targets (`absolute`) and commands in the dataset's own format (`commands`). All are float64 and take any leading axes.
+    An episode is read once (`learn`); windows then take chunks of it (`windows`, or `chunk` without tails). In a roll-out a predicted
+    chunk becomes absolute targets (`absolute`) or commands in the dataset's own format (`commands`). All are float64 and take any
+    leading axes.
 
     Args:
         actions: See `parse_layout`.
@@ -94,32 +95,29 @@ class Representation:
         """Absolute targets in the dataset's format; see `Layout.store` for their order."""
         return self.actions.store(self.absolute(chunk, anchor))
 
-    def window(
+    def windows(
         self,
-        actions: Shaped[np.ndarray, "steps action_dim"],
-        steps: Int[np.ndarray, "*batch horizon"],
+        actions: Shaped[np.ndarray, "*batch horizon action_dim"],
         beyond: Bool[np.ndarray, "*batch horizon"],
         anchor: Shaped[np.ndarray, "*batch proprio_dim"],
         tail: Tail,
     ) -> Float[np.ndarray, "*batch horizon action_dim"]:
-        """The chunk of one window, or of several of one episode, with its tail.
+        """Chunks with their tails.
 
         Args:
-            actions: Of the whole episode; see `learn`.
-            steps: Those of the chunk, held at the episode's last; see `Window.action_steps`.
-            beyond: Which of them lie beyond its end.
+            actions: The steps of each window out of `learn`, held at the episode's last; see `Window.action_steps`.
+            beyond: Which of them lie beyond its end; never the first.
             anchor: See `chunk`.
             tail: `repeat` repeats the last learned value: an absolute or relative target is held, a delta goes on as before.
                 `zero_delta` stays in every representation.
         """
-        chunk = self.chunk(actions[steps], anchor)
+        chunk = self.chunk(actions, anchor)
         if not beyond.any():
             return chunk
-        horizon = beyond.shape[-1]
-        last = np.where(beyond.any(-1), np.maximum(beyond.argmax(-1) - 1, 0), horizon - 1)
-        # A delta between two held targets is none; repeating is the caller's choice, made below.
-        chunk = np.take_along_axis(chunk, np.minimum(np.arange(horizon), last[..., None])[..., None], axis=-2)
-        return fill_tail(chunk, beyond, tail, self.hold_dims, self.neutral)
+        # A delta between two held targets is none. Whether the last one before is repeated is the caller's choice: so repeat it first.
+        inside = np.maximum((~beyond).sum(-1, keepdims=True) - 1, 0)
+        steps = np.minimum(np.arange(beyond.shape[-1]), inside)
+        return fill_tail(np.take_along_axis(chunk, steps[..., None], axis=-2), beyond, tail, self.hold_dims, self.neutral)
 
     # ---- groups ---------------------------------------------------------------------------------------------------------------
 
@@ -140,29 +138,19 @@ class Representation:
 
     def _convert(self, values: np.ndarray, anchor: np.ndarray, back: bool) -> np.ndarray:
         result = values.copy()
-        for group in self.actions.groups:
-            state = self._anchor(group)
-            if state is None:
+        axes: dict[str, np.ndarray] = {}  # by body, the rotations in whose axes its positions are measured
+        for group in sorted(self.actions.groups, key=lambda group: group.kind != "rotation"):  # rotations first
+            if (state := self._anchor(group)) is None:
                 continue
             here, there = self.actions.places[group.name], self.proprio.places[state.name]
-            rotation = self._rotation_of(group)
             if group.kind == "rotation":
-                turned = _turns(values[..., here], anchor[..., there], group, back)
-                result[..., here] = from_matrix(turned, "6d")
-            elif rotation is None or group.frame == "world":
-                result[..., here] = _shifts(values[..., here], anchor[..., there], group, back)
+                turns, before = _turns(to_matrix(values[..., here], "6d"), to_matrix(anchor[..., there], "6d"), group, back)
+                result[..., here] = from_matrix(turns, "6d")
+                if group.frame == "body":
+                    axes[group.body] = before
             else:
-                state_rotation = self._anchor(rotation)
-                assert state_rotation is not None
-                turns = to_matrix(values[..., self.actions.places[rotation.name]], "6d")
-                start = to_matrix(anchor[..., self.proprio.places[state_rotation.name]], "6d")
-                result[..., here] = _shifts_in_body(values[..., here], anchor[..., there], turns, start, group, back)
+                result[..., here] = _shifts(values[..., here], anchor[..., there], axes.get(group.body), group, back)
         return result
-
-    def _rotation_of(self, group: Group) -> Group | None:
-        if group.kind != "position":
-            return None
-        return next((other for other in self.actions.groups if other.kind == "rotation" and other.body == group.body), None)
 
 
 def parse_representation(description: Mapping[str, Any], action_dim: int | None = None, proprio_dim: int | None = None) -> Representation:
@@ -184,53 +172,37 @@ def parse_representation(description: Mapping[str, Any], action_dim: int | None 
 
 
 def _before(values: np.ndarray, start: np.ndarray, group: Group, axis: int) -> np.ndarray:
-    """What each step is measured from: the anchor, or for deltas the step before it."""
+    """What each absolute value is measured from: the anchor, or for deltas the value before it."""
     anchor = np.expand_dims(start, axis)
     if group.learned == "relative":
         return np.broadcast_to(anchor, values.shape)
     return np.concatenate([anchor, np.take(values, range(values.shape[axis] - 1), axis)], axis)
 
 
-def _shifts(values: np.ndarray, start: np.ndarray, group: Group, back: bool) -> np.ndarray:
-    """p - p_before, or back."""
-    if not back:
-        return values - _before(values, start, group, axis=-2)
-    return start[..., None, :] + (values if group.learned == "relative" else np.cumsum(values, axis=-2))
-
-
-def _turns(values: np.ndarray, start: np.ndarray, group: Group, back: bool) -> np.ndarray:
-    """R_before^T R (body) or R R_before^T (world), or back, as matrices."""
-    turns, first = to_matrix(values, "6d"), to_matrix(start, "6d")
+def _turns(turns: np.ndarray, start: np.ndarray, group: Group, back: bool) -> tuple[np.ndarray, np.ndarray]:
+    """R_before^T R (body) or R R_before^T (world), or back; and R_before of each step. All are matrices."""
     body = group.frame == "body"
     if not back:
-        before = inverse(_before(turns, first, group, axis=-3))
-        return before @ turns if body else turns @ before
-    if group.learned == "relative":
-        return first[..., None, :, :] @ turns if body else turns @ first[..., None, :, :]
-    return _running_product(turns, first, body)
-
-
-def _shifts_in_body(
-    values: np.ndarray, start: np.ndarray, turns: np.ndarray, start_turn: np.ndarray, group: Group, back: bool
-) -> np.ndarray:
-    """R_before^T (p - p_before), or back; `turns` are the chunk's rotations in the form that `values` have."""
-    if not back:
-        before = _before(turns, start_turn, group, axis=-3)
-        return _rotate(inverse(before), values - _before(values, start, group, axis=-2))
-    if group.learned == "relative":
-        return start[..., None, :] + _rotate(start_turn[..., None, :, :], values)
-    absolute = _running_product(turns, start_turn, body=True)
-    before = np.concatenate([start_turn[..., None, :, :], absolute[..., :-1, :, :]], axis=-3)
-    return start[..., None, :] + np.cumsum(_rotate(before, values), axis=-2)
-
-
-def _running_product(turns: np.ndarray, first: np.ndarray, body: bool) -> np.ndarray:
-    result, current = np.empty_like(turns), first
+        before = _before(turns, start, group, axis=-3)
+        return (inverse(before) @ turns if body else turns @ inverse(before)), before
+    absolute, before = np.empty_like(turns), np.empty_like(turns)
+    current = start
     for step in range(turns.shape[-3]):
         turn = turns[..., step, :, :]
-        current = current @ turn if body else turn @ current
-        result[..., step, :, :] = current
-    return result
+        before[..., step, :, :] = current
+        absolute[..., step, :, :] = current @ turn if body else turn @ current
+        current = start if group.learned == "relative" else absolute[..., step, :, :]
+    return absolute, before
+
+
+def _shifts(values: np.ndarray, start: np.ndarray, axes: np.ndarray | None, group: Group, back: bool) -> np.ndarray:
+    """p - p_before in the given axes, or back; without axes, in those that p has. Joints likewise, where nothing turns."""
+    axes = axes if group.kind == "position" else None
+    if not back:
+        moved = values - _before(values, start, group, axis=-2)
+        return moved if axes is None else _rotate(inverse(axes), moved)
+    moved = values if axes is None else _rotate(axes, values)
+    return start[..., None, :] + (moved if group.learned == "relative" else np.cumsum(moved, axis=-2))
 
 
 def _rotate(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:

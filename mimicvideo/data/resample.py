@@ -132,7 +132,7 @@ def grid(start: float, end: float, hz: Rate) -> Float[np.ndarray, " targets"]:
     """Times from `start` at a rate, up to `end` and with it if it is met."""
     step = rate(hz)
     count = int((end - start) * float(step) + _SNAP) + 1
-    return start + np.array([float(number / step) for number in range(count)])
+    return start + _times(count, step)
 
 
 # ---- values -------------------------------------------------------------------------------------------------------------------
@@ -198,6 +198,10 @@ def resample(
     return result
 
 
+def _times(count: int, hz: Fraction) -> Float[np.ndarray, " targets"]:
+    return np.arange(count) * hz.denominator / hz.numerator
+
+
 def _places(
     length: int, source: Rate | np.ndarray, target_hz: Rate, count: int | None, deltas: bool, max_gap: float | None, max_share: float
 ) -> Places:
@@ -213,7 +217,7 @@ def _places(
         at = grid(float(source[0]), end, target)
         at = at[: max(int(np.ceil((end - float(source[0])) * float(target) - _SNAP)), 1)] if deltas else at
     else:
-        at = float(source[0]) + np.array([float(number / target) for number in range(count)])
+        at = float(source[0]) + _times(count, target)
     return time_places(source, at, max_gap, max_share)
 
 
@@ -221,7 +225,7 @@ def _edges(length: int, source: Rate | np.ndarray, target_hz: Rate, count: int) 
     """Where each new step begins and, last, the end of the last one, among the beginnings of the old steps and their end."""
     if not isinstance(source, np.ndarray):
         return rate_places(length + 1, source, target_hz, count + 1)
-    at = float(source[0]) + np.array([float(number / rate(target_hz)) for number in range(count + 1)])
+    at = float(source[0]) + _times(count + 1, rate(target_hz))
     return time_places(np.append(source, source[-1] + _typical(source)), at)
 
 

@@ -119,7 +119,9 @@ def _from_two_rows(values: Float[np.ndarray, "*batch 6"]) -> Float[np.ndarray, "
     length = np.linalg.norm(second, axis=-1, keepdims=True)
     _refuse(length[..., 0] <= _SMALLEST * np.maximum(second_length[..., 0], 1), values, "is no 6-D rotation: its second row is parallel")
     second = second / length
-    return np.stack([first, second, np.cross(first, second)], axis=-2)
+    (x, y, z), (u, v, w) = np.moveaxis(first, -1, 0), np.moveaxis(second, -1, 0)
+    third = np.stack([y * w - z * v, z * u - x * w, x * v - y * u], axis=-1)  # np.cross takes several times as long
+    return np.stack([first, second, third], axis=-2)
 
 
 def _from_euler(values: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3 3"]:

@@ -86,7 +86,7 @@ def _chunks(
     for steps, states in zip(actions, proprio, strict=True):
         places = [window.action_steps(row, len(states)) for row in range(len(states))]
         wanted, beyond = (np.stack(parts) for parts in zip(*places, strict=True))
-        chunks.append(representation.window(steps, wanted, beyond, states, tail).astype(np.float32))
+        chunks.append(representation.windows(steps[wanted], beyond, states, tail).astype(np.float32))
     return np.concatenate(chunks)
 
 

@@ -99,7 +99,7 @@ class View(Episodes):
         return self.source.frame_bytes
 
     def actions(self, episode: ViewedEpisode) -> Float32[np.ndarray, "steps action_dim"]:
-        """Of all control steps, in learnable form; relative ones and deltas are still absolute, see `Representation.window`."""
+        """Of all control steps, in learnable form; relative ones and deltas are still absolute, see `Representation.windows`."""
         return self._both(episode)[0]
 
     def proprio(self, episode: ViewedEpisode) -> Float32[np.ndarray, "rows proprio_dim"]:

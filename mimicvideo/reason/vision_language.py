@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 _TAGS = re.compile(r"</?answer>")
 
@@ -40,22 +41,17 @@ class VisionLanguageModel:
         from transformers import AutoModelForImageTextToText
         from transformers.utils.logging import disable_progress_bar
 
-        folder = Path(model).expanduser()
-        if not folder.is_dir() and not _HUB_ID.fullmatch(model):
-            raise FileNotFoundError(f"model={model!r}: there is no folder {folder}; give one, or a hub id such as nvidia/Cosmos-Reason1-7B")
-        source = str(folder) if folder.is_dir() else model
-        options: dict[str, Any] = {"trust_remote_code": False, "revision": revision, "local_files_only": folder.is_dir()}
+        folder = _resolve(model, revision)
+        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         disable_progress_bar()
         try:
-            self.processor = _processor(source, options)
+            self.processor = _processor(folder, options)
             weights = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
-            network: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=weights, use_safetensors=True, **options)
+            network: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=weights, use_safetensors=True, **options)
         except OSError as error:
-            where = "lacks files of one" if folder.is_dir() else "is no folder here, and the hub did not give it"
             raise FileNotFoundError(
-                f"model={model!r} {where} ({_first_line(error)}). Give a folder with config, safetensors weights, tokenizer and image "
-                "processor, or connect (for gated models accept the licence and set HF_TOKEN)"
+                f"model={model!r} lacks files ({_first_line(error)}): it needs config, safetensors weights, tokenizer and image processor"
             ) from error
         except (ValueError, KeyError) as error:
             raise ValueError(
@@ -104,7 +100,25 @@ def _answer(text: str, cut: bool) -> Answer:
     return Answer(text, cut)
 
 
-def _processor(source: str, options: dict[str, Any]) -> Any:
+def _resolve(model: str, revision: str | None) -> Path:
+    """The folder that `model` names; a hub id is downloaded, without files that could hold code."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(model):
+        raise FileNotFoundError(f"model={model!r}: there is no folder {folder}; give one, or a hub id such as nvidia/Cosmos-Reason1-7B")
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_FILES, etag_timeout=5))
+    except Exception as error:  # the hub client raises errors of many kinds: no network, gated, unknown, offline
+        raise FileNotFoundError(
+            f"model={model!r}: no such folder here, and the hub did not give it ({type(error).__name__}: {_first_line(error)}). Either "
+            "connect (for gated models accept the licence and set HF_TOKEN), or copy the model's folder to this machine and give its path"
+        ) from error
+
+
+def _processor(source: Path, options: dict[str, Any]) -> Any:
     from transformers import AutoProcessor
 
     try:
@@ -113,7 +127,7 @@ def _processor(source: str, options: dict[str, Any]) -> Any:
         return _processor_of_pictures(source, options)
 
 
-def _processor_of_pictures(source: str, options: dict[str, Any]) -> Any:
+def _processor_of_pictures(source: Path, options: dict[str, Any]) -> Any:
     """The model's own processor without its part for videos."""
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name

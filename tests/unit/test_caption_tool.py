@@ -148,12 +148,29 @@ def test_mistakes_are_refused_before_the_model_is_read(vlm, root, tmp_path):
 def test_incomplete_and_other_models_are_told(vlm, tmp_path):
     broken = Path(shutil.copytree(vlm, tmp_path / "broken"))
     (broken / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="broken' lacks files of one"):
+    with pytest.raises(FileNotFoundError, match="broken' lacks files"):
         VisionLanguageModel(str(broken), device="cpu")
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**config, "model_type": "t5"}))
     with pytest.raises((ValueError, ImportError), match="no image-text-to-text model|the processor of t5"):
         VisionLanguageModel(str(broken), device="cpu")
+
+
+def test_code_of_a_model_is_never_run(vlm, tmp_path):
+    foreign = Path(shutil.copytree(vlm, tmp_path / "foreign"))
+    (foreign / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Config: ...\nclass Model: ...\n")
+    config = json.loads((foreign / "config.json").read_text())
+    config |= {"model_type": "foreign", "auto_map": {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}}
+    (foreign / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="foreign' is no image-text-to-text model that transformers knows itself"):
+        VisionLanguageModel(str(foreign), device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_told(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("offline")))
+    with pytest.raises(FileNotFoundError, match=r"the hub did not give it \(ConnectionError: offline\). Either connect"):
+        VisionLanguageModel("some/model")
 
 
 @pytest.mark.parametrize(

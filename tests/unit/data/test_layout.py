@@ -147,6 +147,7 @@ def test_wrong_rotations_of_an_episode_are_told_with_their_group():
         (changed("rotation", right_factor=[[1, 0], [0, 1]]), "right_factor must be a 3 x 3 rotation"),
         (changed("rotation", right_factor=[1, 0, 0, 0, 1, 0, 0, 0, -1]), "right_factor must be .* is a reflection"),
         ({**BRIDGE, "second": {"kind": "position", "dims": [7, 8, 9]}}, "position and second are both the position of one body"),
+        ({"a": {"kind": "position", "dims": [0, 1], "frame": "body"}}, "without a rotation a position has no axes of its own body"),
         ({"a": {"kind": "unused", "dims": [0]}}, "unused groups only"),
         ({"a": {"kind": "unused", "dims": [0], "value": [1, 2]}, "b": {"kind": "joint", "dims": [1]}}, "one for each of 1 dims"),
     ],

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import yaml
 
 from mimicvideo.data.representation import parse_representation
 from mimicvideo.data.rotations import from_matrix
@@ -180,7 +181,7 @@ def tail_of(episode, learned, tail, stored="absolute"):
     vectors = representation.learn(actions, states)
     steps, beyond = Window(observed=1, future=4, horizon=HORIZON).action_steps(18, 20)
     anchor = vectors["proprio"][18]
-    chunk = representation.window(vectors["actions"], steps, beyond, anchor, tail)
+    chunk = representation.windows(vectors["actions"][steps], beyond, anchor, tail)
     return chunk, representation, representation.absolute(chunk, anchor), vectors["actions"]
 
 
@@ -208,6 +209,18 @@ def test_a_repeated_delta_goes_on(episode, stored):
     assert np.abs(chunk[1, :3]).max() > 0.1
 
 
+@pytest.mark.parametrize("tail", ["repeat", "zero_delta"])
+@pytest.mark.parametrize("learned", ["absolute", "relative", "delta"])
+def test_many_windows_at_once_are_each_alone(episode, learned, tail):
+    representation = parse_representation(description(learned), 8, 7)
+    vectors = representation.learn(*episode)
+    steps, beyond = map(np.stack, zip(*(Window(1, 4, horizon=HORIZON).action_steps(row, 20) for row in range(20)), strict=True))
+    together = representation.windows(vectors["actions"][steps], beyond, vectors["proprio"], tail)
+    for row in range(20):
+        alone = representation.windows(vectors["actions"][steps[row]], beyond[row], vectors["proprio"][row], tail)
+        np.testing.assert_allclose(together[row], alone, atol=1e-14)
+
+
 def test_hold_dims_follow_what_is_learned(episode):
     assert parse_representation(description("relative")).hold_dims == tuple(range(10))
     assert parse_representation(description("absolute")).hold_dims == tuple(range(10))
@@ -218,6 +231,65 @@ def test_hold_dims_follow_what_is_learned(episode):
 def test_normalization_leaves_rotations_alone():
     modes = [*["variance"] * 3, *["identity"] * 6, "variance"]
     assert parse_representation(description("relative")).normalization() == {"actions": modes, "proprio": modes, "per_step": True}
+
+
+PAPER = yaml.safe_load(
+    """
+    bridge:
+      actions:
+        position: {kind: position, source: proprio, dims: [0, 1, 2], shift: 1, learned: relative}
+        rotation: {kind: rotation, source: proprio, dims: [3, 4, 5], shift: 1, learned: relative, format: euler_xyz,
+          right_factor: [0, 0, 1, 0, 1, 0, -1, 0, 0]}
+        gripper: {kind: gripper, dims: [6], shift: 1, open: 1, closed: 0, clip: true}
+        motion: {kind: unused, dims: [0, 1, 2, 3, 4, 5]}
+      proprio:
+        position: {kind: position, dims: [0, 1, 2]}
+        rotation: {kind: rotation, dims: [3, 4, 5], format: euler_xyz, right_factor: [0, 0, 1, 0, 1, 0, -1, 0, 0]}
+        gripper: {kind: gripper, dims: [6], open: 1, closed: 0, clip: true}
+    libero:
+      actions:
+        position: {kind: position, dims: [0, 1, 2], stored: delta, learned: delta}
+        rotation: {kind: rotation, dims: [3, 4, 5], format: axis_angle, stored: delta, learned: delta}
+        gripper: {kind: gripper, dims: [6], open: -1, closed: 1, learned_open: -1, learned_closed: 1}
+      proprio:
+        position: {kind: position, dims: [0, 1, 2]}
+        rotation: {kind: rotation, dims: [3, 4, 5], format: axis_angle}
+        gripper: {kind: gripper, dims: [6], open: 0.04, closed: 0.0}
+        second_finger: {kind: unused, dims: [7]}
+    """
+)
+
+
+@pytest.mark.parametrize("name", ["bridge", "libero"])
+def test_the_papers_robots_have_ten_numbers_of_which_six_are_not_normalised(name):
+    representation = parse_representation(PAPER[name], 7, 7 if name == "bridge" else 8)
+    modes = [*["variance"] * 3, *["identity"] * 6, "variance"]
+    assert representation.normalization() == {"actions": modes, "proprio": modes, "per_step": True}
+
+
+def test_the_papers_bridge_actions_are_the_poses_to_come():
+    """T_now^-1 T_(now + 1 + k), by matrices alone, from Open X-Embodiment's states and gripper commands."""
+    random = np.random.default_rng(5)
+    states, actions = random.uniform(-1, 1, (9, 7)), random.uniform(0, 1, (9, 7))
+    representation = parse_representation(PAPER["bridge"], 7, 7)
+    vectors = representation.learn(actions, states)
+    steps, beyond = Window(1, 4, horizon=4).action_steps(5, 9)
+    chunk = representation.windows(vectors["actions"][steps], beyond, vectors["proprio"][5], "repeat")
+    transforms = np.tile(np.eye(4), (9, 1, 1))
+    for transform, (x, y, z, roll, pitch, yaw, _) in zip(transforms, states, strict=True):
+        turns = []
+        for angle, (i, j) in ((yaw, (0, 1)), (pitch, (2, 0)), (roll, (1, 2))):
+            turn = np.eye(3)
+            turn[i, i] = turn[j, j] = np.cos(angle)
+            turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+            turns.append(turn)
+        # eef_transform = full_state times the inverse of [[0, 0, -1], [0, 1, 0], [1, 0, 0]]
+        transform[:3, :3] = turns[0] @ turns[1] @ turns[2] @ np.linalg.inv([[0, 0, -1], [0, 1, 0], [1, 0, 0]])
+        transform[:3, 3] = x, y, z
+    expected = np.linalg.inv(transforms[5]) @ transforms[[6, 7, 8, 8]]
+    np.testing.assert_allclose(chunk[:, :3], expected[:, :3, 3], atol=1e-12)
+    np.testing.assert_allclose(chunk[:, 3:9], expected[:, :2, :3].reshape(4, 6), atol=1e-12)
+    np.testing.assert_array_equal(chunk[:, 9], actions[[6, 7, 8, 8], 6])
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------------------
