@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mimicvideo.compose import CONF
@@ -108,7 +107,14 @@ VIDEO, FULL, ACTION = "quickstart_video", "full", "quickstart_action"
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs = Runs(tmp_path_factory.mktemp("parallel"))
     full = [f"--config={CONF}/adaptation/full.yaml", "--trainer.callbacks=[]"]
-    action = ["--model.backbone.adapter=null", "--model.block=2", "--data.action_dim=3", "--data.proprio_dim=2", "--data.horizon=4", "--data.hold_dims=[2]"]
+    action = [
+        "--model.backbone.adapter=null",
+        "--model.block=2",
+        "--data.action_dim=3",
+        "--data.proprio_dim=2",
+        "--data.horizon=4",
+        "--data.hold_dims=[2]",
+    ]
     runs.start(
         runs.line("one", VIDEO),
         runs.line("one_full", VIDEO, *full),
@@ -139,11 +145,37 @@ def way(found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, 
 
 
 def test_show(runs: Runs) -> None:
-    for one, two in [("one","ddp"),("one","fsdp"),("one","one_then_fsdp"),("one","fsdp_then_one"),("one_full","ddp_full"),("one_full","fsdp_full"),("one_full","full_then_one"),("one_action","ddp_action")]:
-        print(one, two, runs.column(one,"train/loss"), runs.column(two,"train/loss"), runs.column(one,"val/loss"), runs.column(two,"val/loss"))
-        a, b, s = runs.saved(one,6), runs.saved(two,6), runs.saved(one,3)
-        print("   way", way(b["state_dict"],a["state_dict"],s["state_dict"]))
-        for k in ("exp_avg","exp_avg_sq"):
-            print("   ",k, way({str(i):v[k] for i,v in b["optimizer_states"][0]["state"].items()},{str(i):v[k] for i,v in a["optimizer_states"][0]["state"].items()}))
+    for one, two in [
+        ("one", "ddp"),
+        ("one", "fsdp"),
+        ("one", "one_then_fsdp"),
+        ("one", "fsdp_then_one"),
+        ("one_full", "ddp_full"),
+        ("one_full", "fsdp_full"),
+        ("one_full", "full_then_one"),
+        ("one_action", "ddp_action"),
+    ]:
+        print(
+            one,
+            two,
+            runs.column(one, "train/loss"),
+            runs.column(two, "train/loss"),
+            runs.column(one, "val/loss"),
+            runs.column(two, "val/loss"),
+        )
+        a, b, s = runs.saved(one, 6), runs.saved(two, 6), runs.saved(one, 3)
+        print("   way", way(b["state_dict"], a["state_dict"], s["state_dict"]))
+        for k in ("exp_avg", "exp_avg_sq"):
+            print(
+                "   ",
+                k,
+                way(
+                    {str(i): v[k] for i, v in b["optimizer_states"][0]["state"].items()},
+                    {str(i): v[k] for i, v in a["optimizer_states"][0]["state"].items()},
+                ),
+            )
         if a["mimicvideo"]["average"]:
-            print("   ema", way(b["mimicvideo"]["average"]["average"], a["mimicvideo"]["average"]["average"], s["mimicvideo"]["average"]["average"]))
+            print(
+                "   ema",
+                way(b["mimicvideo"]["average"]["average"], a["mimicvideo"]["average"]["average"], s["mimicvideo"]["average"]["average"]),
+            )
