@@ -87,9 +87,7 @@ class MimicVideoCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/dev", help="Where the run writes everything.")
-        parser.add_argument(
-            "--memory_gb", type=float | None, default=None, help="10^9 bytes that a device may use; null: what its GPU has."
-        )
+        parser.add_argument("--memory_gb", type=float | None, default=None, help="10^9 bytes that a device has; null: what its GPU says.")
         parser.add_argument("--objective", type=str, default="val/loss", help="Metric that a sweep optimises.")
         # Standing callbacks are named arguments, since flags cannot reach the items of a list.
         parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")

@@ -251,9 +251,10 @@ def require_memory(expected: Expected, config: Mapping[str, Any], memory_gb: flo
     available = memory_gb * 1e9 if memory_gb is not None else _free(config["trainer"])
     if available is None or expected.peak + FRAMEWORK <= available:
         return
+    parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in expected.rows.items() if size >= 2**27)
     raise ConfigError(
-        f"this run needs about {(expected.peak + FRAMEWORK) / 2**30:.1f} GiB of each device's memory, {available / 2**30:.1f} GiB are there "
-        f"(of it: {', '.join(f'{name} {size / 2**30:.1f}' for name, size in expected.rows.items() if size >= 2**27)}). {_advice(config)}"
+        f"this run needs about {(expected.peak + FRAMEWORK) / 2**30:.1f} GiB of each device's memory, "
+        f"{available / 2**30:.1f} GiB are there ({parts}). {_advice(config)}"
     )
 
 

@@ -1,10 +1,12 @@
 """How much memory a computation holds at its peak, found on tensors without data: no device is needed, and none is filled."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +27,22 @@ def without_data(module: nn.Module) -> FakeTensorMode:
             for name, buffer in part.named_buffers(recurse=False):
                 setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
     return mode
+
+
+@contextmanager
+def gpu_autocast() -> Iterator[None]:
+    """Lets the CPU's autocast compute layer norms in fp32 as the GPU's does (PyTorch's list of autocast operations)."""
+    plain = F.layer_norm
+
+    def layer_norm(input: Tensor, *given: Any, **named: Any) -> Tensor:
+        half = torch.is_autocast_enabled("cpu") and input.dtype in (torch.bfloat16, torch.float16)
+        return plain(input.float() if half else input, *given, **named)
+
+    F.layer_norm = layer_norm
+    try:
+        yield
+    finally:
+        F.layer_norm = plain
 
 
 class PeakMemory(TorchDispatchMode):
@@ -69,7 +87,7 @@ class PeakMemory(TorchDispatchMode):
 
 def peak_of(module: nn.Module, function: Callable[[], Any]) -> int:
     """Bytes that `function` holds at its peak beside the module's weights and buffers. Call it `without_data`."""
-    with PeakMemory() as memory:
+    with gpu_autocast(), PeakMemory() as memory:
         memory.ignore(*module.parameters(), *module.buffers())
         function()
     return memory.peak

@@ -38,8 +38,7 @@ class ActionPolicy(LightningModule):
     Training: the true clip's latents are noised to tau_v, observed frames kept clean; `block`'s hidden states h come from one
     truncated pass; normalised actions are noised to tau_a, drawn as `flow_times` says; loss = loss_scale * mean square error of the
     velocity. Acting: `future` supplies the latents, then the action flow is integrated from 1 to 0 in `num_steps` Euler steps.
-    Every random number of training is a function of the seed and the sample's position in the whole training: a resumed run continues
-    exactly, and it does not matter how many devices share a batch.
+    Random numbers of training follow from the seed and a sample's position in it: a resumed run continues exactly, on any devices.
 
     Args:
         backbone: The video model; it is frozen here.
