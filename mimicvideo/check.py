@@ -52,15 +52,24 @@ def experiment_sizes(argv: list[str]) -> dict[str, int]:
     Raises:
         ConfigError: If the configuration is refused, or reads a block that the video model does not have.
     """
+    return _sizes(_checked(argv)["model"]["init_args"])
+
+
+def _checked(argv: list[str]) -> dict[str, Any]:
+    from mimicvideo.cli import CheckingCLI
+
+    return CheckingCLI(args=["fit", *argv]).config["fit"].as_dict()
+
+
+def _sizes(model: dict[str, Any]) -> dict[str, int]:
     import torch
     from lightning.pytorch.cli import instantiate_class
 
     from mimicvideo.action.context import check_blocks
     from mimicvideo.action.decoder import DecoderShape
-    from mimicvideo.cli import CheckingCLI
+    from mimicvideo.memory import factory
     from mimicvideo.video.sizes import backbone_size
 
-    model: dict[str, Any] = CheckingCLI(args=["fit", *argv]).config["fit"].as_dict()["model"]["init_args"]
     backbone = (model.get("backbone") or {}).get("init_args", {})
     if "pretrained" not in backbone or "adaptation" not in backbone:
         return {}
@@ -71,29 +80,36 @@ def experiment_sizes(argv: list[str]) -> dict[str, int]:
             blocks = check_blocks(model["block"], size.blocks)
             shape = DecoderShape(size.width, model["action_dim"], model["proprio_dim"], model["horizon"], blocks=len(blocks))
             with torch.device("meta"):
-                decoder = _factory(model["decoder"])(shape)
+                decoder = factory(model["decoder"])(shape)
         except ValueError as error:
             raise ConfigError(f"model.init_args: {error}") from error
         sizes["decoder"] = sum(parameter.numel() for parameter in decoder.parameters())
     return sizes
 
 
-def _factory(spec: dict[str, Any]) -> Any:
-    """What builds a class from a shape; a class among its arguments becomes such a factory itself."""
-    from lightning.pytorch.cli import instantiate_class
-
-    arguments = {name: _factory(value) if isinstance(value, dict) else value for name, value in spec.get("init_args", {}).items()}
-    return lambda shape: instantiate_class((shape,), {"class_path": spec["class_path"], "init_args": arguments})
-
-
 def print_sizes(argv: list[str]) -> None:
-    """`mimicvideo check`: the result of `experiment_sizes` as a table."""
-    sizes = experiment_sizes(argv)
+    """`mimicvideo check`: the result of `experiment_sizes` and the memory that a device needs, as tables.
+
+    Raises:
+        ConfigError: As `experiment_sizes`; if the video model cannot take the clips; if `memory_gb` is given and does not suffice.
+    """
+    from mimicvideo.memory import expected_memory, require_memory
+
+    config = _checked(argv)
+    sizes = _sizes(config["model"]["init_args"])
     print("the configuration is accepted" + ("; parameters:" if sizes else ""))
     for name, count in sizes.items():
         print(f"{name:12} {count:>14,}  {'pretrained' if name == 'backbone' else 'trained'}")
     if len(sizes) > 2:
         print(f"{'':12} {sum(sizes.values()) - sizes['backbone']:>14,}  trained in all")
+    try:
+        expected = expected_memory(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if expected is not None:
+        print("expected memory of each device:", *expected.table(), sep="\n")
+        if config["memory_gb"] is not None:
+            require_memory(expected, config, config["memory_gb"])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from mimicvideo.callbacks.nan_guard import NanGuard
 from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
 from mimicvideo.compose import compose_argv
+from mimicvideo.memory import expected_memory, require_memory
 from mimicvideo.messages import ConfigError, ShortErrors, nearest
 from mimicvideo.provenance import command_line
 
@@ -85,6 +87,7 @@ class MimicVideoCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/dev", help="Where the run writes everything.")
+        parser.add_argument("--memory_gb", type=float | None, default=None, help="10^9 bytes that a device has; null: what its GPU says.")
         parser.add_argument("--objective", type=str, default="val/loss", help="Metric that a sweep optimises.")
         # Standing callbacks are named arguments, since flags cannot reach the items of a list.
         parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
@@ -120,6 +123,8 @@ class MimicVideoCLI(LightningCLI):
         if path and path not in NAMED_CHECKPOINTS and not Path(path).exists():
             beside = [other.name for other in Path(path).parent.glob("*.ckpt")]
             raise ConfigError(f"ckpt_path: there is no {path}{nearest(Path(path).name, beside)}")
+        if self.subcommand == "fit" and os.environ.get("LOCAL_RANK", "0") == "0":
+            report_memory(self.config["fit"])
 
     def _write_metrics(self) -> None:
         if self.trainer.is_global_zero:
@@ -141,6 +146,18 @@ class CheckingCLI(MimicVideoCLI):
     def instantiate_classes(self) -> None: ...
 
     def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def report_memory(config: Namespace) -> None:
+    """Prints what the run will need of each device's memory; raises ConfigError if that is not there."""
+    try:
+        expected = expected_memory(config.as_dict())
+    except FileNotFoundError as error:  # a model that is still to be downloaded
+        print(f"the memory that the run needs is not known beforehand: {error}")
+        return
+    if expected is not None:
+        print("expected memory of each device:", *expected.table(), sep="\n")
+        require_memory(expected, config.as_dict(), config.memory_gb)
 
 
 def check_devices(trainer: Namespace) -> None:

@@ -7,6 +7,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from mimicvideo.sharding import gathered, parameters, placed_like
+
 
 class AverageState(TypedDict):
     """Plain tensors and a number, safe for `torch.load(weights_only=True)`."""
@@ -44,33 +46,33 @@ class WeightAverage:
         self.updates += 1
         weights = _trainable(self._module)
         for name, average in self._average.items():
-            if average.device != weights[name].device:  # the module moved to its accelerator after this was built
-                self._average[name] = average.to(weights[name].device)
+            if average.device != weights[name].device or type(average) is not type(weights[name].data):
+                self._average[name] = placed_like(average, weights[name])  # the module was moved or sharded after this was built
         torch._foreach_lerp_(list(self._average.values()), [weights[name].float() for name in self._average], 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Overwrites the module's weights with their averages."""
-        weights = dict(module.named_parameters())
+        weights = parameters(module)
         for name, average in self._average.items():
-            weights[name].copy_(average)
+            weights[name].copy_(average if type(average) is type(weights[name].data) else placed_like(average, weights[name]))
 
     @contextmanager
     def applied_to(self, module: nn.Module) -> Iterator[None]:
         """Lends the averages to `module` for the length of a `with` block; the weights come back bit for bit."""
-        weights = dict(module.named_parameters())
-        saved = {name: weights[name].detach().clone() for name in self._average}
+        saved = {name: weight.detach().clone() for name, weight in parameters(module).items() if name in self._average}
         self.copy_to(module)
         try:
             yield
         finally:
             with torch.no_grad():
+                weights = parameters(module)
                 for name, weight in saved.items():
                     weights[name].copy_(weight)
 
     def state_dict(self) -> AverageState:
-        """What `load_state_dict` takes; the tensors are this object's own."""
-        return {"updates": self.updates, "average": dict(self._average)}
+        """What `load_state_dict` takes; tensors that are not sharded are this object's own."""
+        return {"updates": self.updates, "average": {name: gathered(average) for name, average in self._average.items()}}
 
     def load_state_dict(self, state: AverageState) -> None:
         """Continues from a saved average.
@@ -90,8 +92,8 @@ class WeightAverage:
                 f"the saved weight average does not fit the model: missing {missing}, unexpected {unexpected}, other shape {reshaped}"
             )
         self.updates = state["updates"]
-        self._average = {name: saved[name].to(average.device, torch.float32).clone() for name, average in self._average.items()}
+        self._average = {name: placed_like(saved[name].float(), average).clone() for name, average in self._average.items()}
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in parameters(module).items() if weight.requires_grad}

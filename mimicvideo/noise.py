@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -158,16 +158,26 @@ def inference_taus(grid: Grid, steps: int = 35) -> Float[Tensor, " steps_plus_1"
     raise ValueError(f"unknown grid {grid!r}: choose from {', '.join(get_args(Grid))}")
 
 
-def standard_normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+def standard_normal(shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
     """Standard normal numbers on `device` that depend on `generator` alone.
 
     The generator is the CPU's. Large draws for a GPU are made there, by a generator that this one seeds: a CPU core needs longer
-    for the noise of a batch of latents than the GPU for a training step of a small model.
+    for the noise of a batch of latents than the GPU for a training step of a small model. With one generator per sample, row i comes
+    from generator i.
     """
+    if not isinstance(generator, torch.Generator):
+        return joined(lambda count, one: standard_normal((count, *shape[1:]), one, device), shape[0], generator)
     if device.type == "cpu":
         return torch.randn(tuple(shape), generator=generator)
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     return torch.randn(tuple(shape), generator=torch.Generator(device).manual_seed(seed), device=device)
+
+
+def joined(draw: Callable[[int, torch.Generator | None], Tensor], count: int, generator: Generators) -> Tensor:
+    """`draw(count, generator)`; with one generator per sample, the rows that each of them draws, sample by sample."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return draw(count, generator)
+    return torch.cat([draw(count // len(generator), one) for one in generator])
 
 
 def gaussian(shape: Sequence[int], generator: Generators) -> Tensor:

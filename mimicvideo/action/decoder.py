@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from mimicvideo.noise import Generators
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class ActionDecoder(nn.Module, ABC):
         context: PreparedContext,
         tau_video: Float[Tensor, " samples"],
         proprio: Float[Tensor, "samples history proprio_dim"],
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> Float[Tensor, "samples horizon action_dim"]:
         """The velocity at noise level `tau_action`.
 
@@ -85,7 +86,7 @@ class ActionDecoder(nn.Module, ABC):
             context: From `prepare_context`.
             tau_video: Noise level at which the hidden states were taken, in [0, 1].
             proprio: Normalised proprioception.
-            generator: CPU generator for what is random in training, the proprio mask.
+            generator: CPU generator for what is random in training, the proprio mask; or one for each sample of the batch.
         """
 
 

@@ -1,7 +1,7 @@
 """ActionPolicy: stage 2, the LightningModule that trains an action decoder on a frozen video model and then acts with it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
-from mimicvideo import flow
+from mimicvideo import flow, ranks
 from mimicvideo.action import state
 from mimicvideo.action.acting import Acting, ActionSampler, integrate
 from mimicvideo.action.context import check_blocks
@@ -23,7 +23,7 @@ from mimicvideo.action.flow_times import FlowTimes, check_flow_times
 from mimicvideo.action.future import Future
 from mimicvideo.action.validation import errors
 from mimicvideo.ema import WeightAverage
-from mimicvideo.noise import Generators, NoiseLevels, check_tau, gaussian, standard_normal
+from mimicvideo.noise import Generators, NoiseLevels, check_tau, gaussian, joined, standard_normal
 from mimicvideo.normalize import Normalization, normalizer_pair
 from mimicvideo.types import Demonstration, Observation
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
@@ -40,7 +40,7 @@ class ActionPolicy(LightningModule):
     Training: the true clip's latents are noised to tau_v, observed frames kept clean; `block`'s hidden states h come from one
     truncated pass; normalised actions are noised to tau_a, drawn as `flow_times` says; loss = loss_scale * mean square error of the
     velocity. Acting: `future` supplies the latents, then the action flow is integrated from 1 to 0 in `num_steps` Euler steps.
-    Every random number of training is a function of (seed, step, position), so a resumed run continues exactly.
+    Random numbers of training follow from the seed and a sample's position in it: a resumed run continues exactly, on any devices.
 
     Args:
         backbone: The video model; it is frozen here.
@@ -227,11 +227,15 @@ class ActionPolicy(LightningModule):
             return tuple(one.roll(1, dims=0) for one in hidden)
         return zeros if previous is None or previous[0].shape != hidden[0].shape else previous
 
-    def _flow_loss(self, batch: Demonstration, generator: torch.Generator) -> Float[Tensor, ""]:
+    def _flow_loss(self, batch: Demonstration, generator: Generators) -> Float[Tensor, ""]:
         """loss_scale * mean (v - (noise - clean))^2 over samples, draws, steps and dimensions, in fp32."""
+        return self._flow_losses(batch, generator).mean()
+
+    def _flow_losses(self, batch: Demonstration, generator: Generators) -> Float[Tensor, " batch"]:
+        """The loss of each sample."""
         latents = self._latents(batch)
         size, device = latents.shape[0], latents.device
-        tau_video = self.video_noise.sample(size, generator).to(device)
+        tau_video = joined(self.video_noise.sample, size, generator).to(device)
         noisy = flow.interpolate(latents, standard_normal(latents.shape, generator, device), tau_video)
         hidden = self._hidden_states(noisy, tau_video, self._condition(batch["observation"]["prompt"], latents))
 
@@ -239,7 +243,7 @@ class ActionPolicy(LightningModule):
         proprio = self.proprio_normalizer.normalize(batch["observation"]["proprio"]).repeat_interleave(self.draws, dim=0)
         tau_action = tau_video_of_draw = tau_video.repeat_interleave(self.draws)
         if self.flow_times == "decoupled":
-            tau_action = self.action_noise.sample(size * self.draws, generator).to(device)
+            tau_action = joined(self.action_noise.sample, size * self.draws, generator).to(device)
         noise = standard_normal(clean.shape, generator, device)
         velocity = self.decoder(
             flow.interpolate(clean, noise, tau_action),
@@ -249,7 +253,8 @@ class ActionPolicy(LightningModule):
             proprio,
             generator,
         )
-        return self.loss_scale * F.mse_loss(velocity.float(), flow.velocity_target(clean, noise).float())
+        errors = F.mse_loss(velocity.float(), flow.velocity_target(clean, noise).float(), reduction="none")
+        return self.loss_scale * errors.unflatten(0, (size, self.draws)).flatten(1).mean(1)
 
     @torch.no_grad()
     def _sample_actions(
@@ -319,8 +324,10 @@ class ActionPolicy(LightningModule):
 
     def training_step(self, batch: Demonstration, batch_idx: int) -> Float[Tensor, ""]:
         accumulate = self.trainer.accumulate_grad_batches
-        loss = self._flow_loss(batch, self._generator(TRAINING, self.global_step * accumulate + batch_idx % accumulate))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["actions"]))
+        number, size = self.global_step * accumulate + batch_idx % accumulate, len(batch["actions"])
+        generators = [self._generator(TRAINING, position) for position in ranks.training_positions(number, size, self)]
+        loss = self._flow_loss(batch, generators)
+        self.log("train/loss", ranks.mean(loss, self), prog_bar=True, batch_size=size)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -342,26 +349,24 @@ class ActionPolicy(LightningModule):
         self._evaluate(batch, batch_idx, "test")
 
     def _evaluate(self, batch: Demonstration, batch_idx: int, split: str) -> None:
+        counts = ranks.counted(batch, len(batch["actions"]), self)
+        positions = ranks.validation_positions(batch, batch_idx, len(counts), self)
         with self.averaged_weights():
-            metrics = errors(self, batch, self._generator(VALIDATION, batch_idx))
+            metrics = errors(self, batch, [self._generator(VALIDATION, position) for position in positions], counts)
         named = {f"{split}/{name}": value for name, value in metrics.items()}
-        self.log_dict(named, batch_size=len(batch["actions"]), sync_dist=True, add_dataloader_idx=False)
+        self.log_dict(named, batch_size=ranks.log_weight(counts, self), sync_dist=True, add_dataloader_idx=False)
 
     @torch.no_grad()
     def predict_step(self, batch: Demonstration, batch_idx: int) -> Float[Tensor, "batch horizon action_dim"]:
-        """Action chunks for the observations of a batch, with the averaged weights and noise that depends on `batch_idx` only."""
+        """Action chunks for the observations of a batch, with the averaged weights and noise of the sample's place."""
         with self.averaged_weights():
-            generator = self._generator(VALIDATION, batch_idx)
-            return self.predict_actions(batch["observation"], future_video=batch.get("future"), generator=generator)
+            positions = ranks.validation_positions(batch, batch_idx, len(batch["actions"]), self)
+            generators = [self._generator(VALIDATION, position) for position in positions]
+            return self.predict_actions(batch["observation"], future_video=batch.get("future"), generator=generators)
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """The decoder with its weight average, if there is one, for the length of a `with` block."""
-        if self.average is None:
-            yield
-        else:
-            with self.average.applied_to(self.decoder):
-                yield
+        return nullcontext() if self.average is None else self.average.applied_to(self.decoder)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.decoder.parameters())
@@ -387,5 +392,6 @@ class ActionPolicy(LightningModule):
         return False
 
     def _generator(self, split: int, position: int) -> torch.Generator:
-        words = [self.seed, split, position, self.global_rank]
-        return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        return torch.Generator().manual_seed(
+            int(np.random.SeedSequence([self.seed, split, position]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        )

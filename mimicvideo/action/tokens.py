@@ -12,6 +12,7 @@ from mimicvideo.action.decoder import ActionDecoder, DecoderShape, PreparedConte
 from mimicvideo.action.layers import EPSILON, TokenEmbedder, linear, truncated_normal_
 from mimicvideo.action.time_embedding import Modulation, PairTimeEmbedding
 from mimicvideo.flow import expand_like
+from mimicvideo.noise import Generators, joined
 
 PROPRIO_TAU = 1e-3  # the flow time of proprio tokens, which are never noised: official `world2action_dit.py`
 
@@ -83,13 +84,14 @@ class TokenDecoder(ActionDecoder):
         context: PreparedContext,
         tau_video: Float[Tensor, " samples"],
         proprio: Float[Tensor, "samples history proprio_dim"],
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> Float[Tensor, "samples horizon action_dim"]:
         samples = actions.shape[0]
         if samples % context.batch:
             raise ValueError(f"{samples} samples cannot share {context.batch} contexts: give a multiple of it")
         if self.training:
-            masked = (torch.rand(samples, generator=generator) < self.proprio_mask_probability).to(actions.device)
+            masked = joined(lambda count, one: torch.rand(count, generator=one), samples, generator)
+            masked = (masked < self.proprio_mask_probability).to(actions.device)
         else:
             masked = torch.zeros(samples, dtype=torch.bool, device=actions.device)
         return self._velocity(actions, tau_action, context.keys, context.values, tau_video, proprio, masked)

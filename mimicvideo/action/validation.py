@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from mimicvideo import flow
+from mimicvideo import flow, ranks
 from mimicvideo.action.decoder import PreparedContext
-from mimicvideo.noise import standard_normal
+from mimicvideo.noise import Generators, standard_normal
 from mimicvideo.types import Demonstration
 
 if TYPE_CHECKING:
@@ -16,20 +17,22 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def errors(policy: "ActionPolicy", batch: Demonstration, generator: torch.Generator) -> dict[str, Tensor]:
+def errors(
+    policy: "ActionPolicy", batch: Demonstration, generators: Generators, counts: Float[Tensor, " batch"]
+) -> dict[str, Float[Tensor, ""]]:
     """`loss`, `action_mse_tau_<tau>` for each of the policy's `validation_taus`, their mean `action_mse`, and `action_mse_generated`.
 
-    All noise comes from `generator`; see `ActionPolicy.validation_step`.
+    All noise comes from `generators`; see `ActionPolicy.validation_step`. Samples whose count is 0 are those of another process.
     """
-    metrics = {"loss": policy._flow_loss(batch, generator)}
+    metrics = {"loss": ranks.average(policy._flow_losses(batch, generators), counts)}
     latents = policy._latents(batch)
     condition = policy._condition(batch["observation"]["prompt"], latents)
-    noise = standard_normal(latents.shape, generator, latents.device)
-    action_noise = standard_normal(batch["actions"].shape, generator, latents.device)
+    noise = standard_normal(latents.shape, generators, latents.device)
+    action_noise = standard_normal(batch["actions"].shape, generators, latents.device)
 
     def error(context: PreparedContext, tau_video: Tensor) -> Tensor:
         actions = policy._sample_actions(context, tau_video, batch["observation"]["proprio"], action_noise)
-        return F.mse_loss(actions, batch["actions"])
+        return ranks.average(F.mse_loss(actions, batch["actions"], reduction="none").flatten(1).mean(1), counts)
 
     for tau in policy.validation_taus:
         tau_video = torch.full(latents.shape[:1], tau, device=latents.device)

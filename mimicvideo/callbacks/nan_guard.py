@@ -8,6 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from mimicvideo.sharding import not_finite
+
 
 class NanGuard(Callback):
     """Raises FloatingPointError with step and samples; the process ends with a status that is not zero.
@@ -47,9 +49,9 @@ class NanGuard(Callback):
         """Looks at the losses so far and at what is about to be saved; nothing is written if either is bad."""
         self._look_at_losses(trainer)
         tensors = {name: value for name, value in checkpoint.get("state_dict", {}).items() if value.is_floating_point()}
-        if not tensors or torch.stack([value.isfinite().all().cpu() for value in tensors.values()]).all():
+        bad = not_finite(tensors)
+        if not bad:
             return
-        bad = [name for name, value in tensors.items() if not value.isfinite().all()]
         shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         raise FloatingPointError(
             f"weights are not finite after step {trainer.global_step} though the losses were ({shown}); not saved. {_advice(trainer)}"

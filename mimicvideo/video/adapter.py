@@ -20,8 +20,10 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from mimicvideo.folders import replacing
+from mimicvideo.sharding import gathered, is_writer, parameters, placed_like
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video.adaptation import Frozen, fuse, inject, injected_config, target_layers
 
@@ -41,21 +43,21 @@ AdapterState = Mapping[str, Any]
 def own_parameters(backbone: "CosmosPredict") -> dict[str, nn.Parameter]:
     """The parameters that pretrained files do not give, under their adapter names, in the model's order."""
     named = {}
-    for name, parameter in backbone.transformer.named_parameters():
+    for name, parameter in parameters(backbone.transformer).items():
         plain = "transformer." + name.replace(".base_layer.", ".")
         if "lora_" in name:
             named[_LORA_PREFIX + name.replace(".default.", ".")] = parameter
         elif plain in backbone.own_names:
             named[plain] = parameter
     if backbone.prompts.model is not None:
-        named |= {f"text_encoder.{name}": parameter for name, parameter in backbone.prompts.model.named_parameters()}
+        named |= {f"text_encoder.{name}": parameter for name, parameter in parameters(backbone.prompts.model).items()}
     return named
 
 
 def collect(backbone: "CosmosPredict") -> dict[str, Any]:
-    """Copies of what distinguishes the backbone from its pretrained weights, on the CPU."""
+    """Copies of what distinguishes the backbone from its pretrained weights, on the CPU; gathered if they are sharded."""
     config = {"format": 1, "lora": _settings(injected_config(backbone.transformer)), "base_weights_hash": backbone.weights_hash}
-    tensors = {name: value.detach().cpu().clone() for name, value in own_parameters(backbone).items()}
+    tensors = {name: gathered(value.detach()).cpu().clone() for name, value in own_parameters(backbone).items()}
     return {"config": config, "tensors": tensors}
 
 
@@ -105,10 +107,10 @@ def load(backbone: "CosmosPredict", state: AdapterState, where: str) -> None:
         _check_settings(config["lora"], _settings(injected_config(backbone.transformer)), where)
         expected = {key: parameter.shape for key, parameter in own_parameters(backbone).items()}
         weights.check_shapes(found, expected, where, _REMEDY)
-    parameters = own_parameters(backbone)
+    own = own_parameters(backbone)
     with torch.no_grad():
         for key, tensor in tensors.items():
-            parameters[key].copy_(tensor)
+            own[key].copy_(placed_like(tensor, own[key]))
     if isinstance(backbone.adaptation, Frozen):
         backbone.requires_grad_(False)
 
@@ -143,7 +145,9 @@ def _shapes_for_frozen(backbone: "CosmosPredict", config: dict[str, Any], found:
 
 
 def write_adapter(state: AdapterState, folder: Path) -> None:
-    """Writes an adapter folder; an existing one is replaced only once the new one is complete."""
+    """Writes an adapter folder in the first process; an existing one is replaced only once the new one is complete."""
+    if not is_writer():
+        return
     lora = {key: tensor for key, tensor in state["tensors"].items() if key.startswith(_LORA_PREFIX)}
     whole = {key: tensor for key, tensor in state["tensors"].items() if key not in lora}
     with replacing(folder) as new:
@@ -184,9 +188,14 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 
 def write_trio(backbone: "CosmosPredict", folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes transformer (LoRA fused), VAE, text encoder and tokenizer in the formats of their libraries, with a manifest."""
-    transformer: Any = backbone.transformer
-    text_encoder: Any = backbone.prompts.model
+    """Writes transformer (LoRA fused), VAE, text encoder and tokenizer in the formats of their libraries, with a manifest.
+
+    The first process does, but each must call this if weights are sharded.
+    """
+    transformer: Any = _whole_module(backbone.transformer)
+    text_encoder: Any = backbone.prompts.model and _whole_module(backbone.prompts.model)
+    if not is_writer():
+        return
     if injected_config(transformer) is not None or dtype is not None:
         transformer = copy.deepcopy(transformer)
         if injected_config(transformer) is not None:
@@ -202,3 +211,20 @@ def write_trio(backbone: "CosmosPredict", folder: Path, dtype: torch.dtype | Non
         else:
             text_encoder.save_pretrained(new / "text_encoder")
         weights.write_manifest(new)
+
+
+def _whole_module(module: nn.Module) -> nn.Module:
+    """A copy on the CPU of a module that FSDP2 shards, under its own class; any other module as it is."""
+    if not isinstance(module, FSDPModule):
+        return module
+    own_class: Any = type(module).__bases__[1]  # FSDP2 makes a class of itself and this one
+    config: Any = module.config
+    tensors = {name: gathered(tensor).cpu() for name, tensor in module.state_dict().items()}
+    with torch.device("meta"):
+        plain = own_class.from_config(config) if hasattr(own_class, "from_config") else own_class(config)
+        if lora := injected_config(module):  # type: ignore[arg-type]
+            inject(plain, lora)
+    plain.load_state_dict(tensors, assign=True)
+    if hasattr(plain, "tie_weights"):
+        plain.tie_weights()
+    return plain

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from mimicvideo import flow
 
@@ -102,6 +103,10 @@ class VideoBackbone(nn.Module, ABC):
         states = self.hidden_states(noisy.flatten(0, 1), taus.repeat_interleave(batch), condition.repeat(levels), blocks)
         return {block: state.unflatten(0, (levels, batch)) for block, state in states.items()}
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Divides weights, their gradients and optimizer states among the processes of `mesh` (FSDP2), block by block."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be sharded: use --config conf/trainer/ddp.yaml")
+
     def adapter_state(self) -> dict[str, Any]:
         """What tells this backbone from its base weights: nested dictionaries of tensors and plain values. Empty if nothing does."""
         return {}
@@ -115,7 +120,10 @@ class VideoBackbone(nn.Module, ABC):
         """Merges the adapter, if any, into the weights: faster, same outputs."""
 
     def save_trained(self, run_dir: Path) -> Path:
-        """Writes what was trained below `run_dir` and returns the new folder: an adapter, or a whole model if everything was."""
+        """Writes what was trained below `run_dir` and returns the new folder: an adapter, or a whole model if everything was.
+
+        Every process must call this; the first writes.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot be trained in stage 1: it has no save_trained")
 
     @torch.no_grad()

@@ -10,6 +10,8 @@ import torch
 from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 from mimicvideo.execution import CudaGraphs, fingerprint
 from mimicvideo.video import adapter as adapters
@@ -298,6 +300,11 @@ class CosmosPredict(VideoBackbone):
     def _precision(self) -> AbstractContextManager:
         """bf16 products with fp32 weights where they train; a float32 model leaves the precision to the trainer."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.dtype == torch.bfloat16 else nullcontext()
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        for module in (*self.transformer.transformer_blocks, self.transformer, self.prompts.model):
+            if module is not None:
+                fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
     # -- what was trained ----------------------------------------------------------------------------------------------
 

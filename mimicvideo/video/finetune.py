@@ -12,10 +12,11 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
-from mimicvideo import flow
+from mimicvideo import flow, ranks
 from mimicvideo.ema import WeightAverage
-from mimicvideo.noise import NoiseLevels, check_tau, standard_normal
+from mimicvideo.noise import Generators, NoiseLevels, check_tau, joined, standard_normal
 from mimicvideo.types import Clip
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 
@@ -28,9 +29,12 @@ class VideoFinetune(LightningModule):
     """loss = loss_scale * mean over all latent elements of (1 - m) (v(x_tau, tau, prompt) - (eps - z))^2.
 
     z are a clip's latents, x_tau = (1 - tau) z + tau eps, and m is 1 on the first one or two latent frames, which the network
-    gets clean: they add zeros to the mean. Every random number of training is a function of (seed, step, rank), so a resumed
-    run continues exactly. At the end, what was trained is written to `<run_dir>/adapter` (`<run_dir>/backbone` if everything
-    was), with the averaged weights if there are any.
+    gets clean: they add zeros to the mean. Every random number of training is a function of the seed and the sample's position in
+    the whole training: a resumed run continues exactly, and it does not matter how many devices share a batch (but for dropout on
+    LoRA's input, a function of step and rank).
+
+    At the end, what was trained is written to `<run_dir>/adapter` (`<run_dir>/backbone` if everything was), with the averaged
+    weights if there are any.
 
     Args:
         backbone: The video model with its adaptation.
@@ -92,6 +96,12 @@ class VideoFinetune(LightningModule):
             self.backbone.to(device)  # Lightning moves the model only after this hook
             data.attach_latents(lambda video: self.backbone.encode_video(video.to(device)), self.backbone.vae_hash, self.latent_cache)
 
+    def configure_model(self) -> None:
+        """Divides the backbone among the devices if the trainer's strategy is `FullySharded`."""
+        mesh = self._device_mesh
+        if mesh is not None and not any(isinstance(module, FSDPModule) for module in self.backbone.modules()):
+            self.backbone.shard(mesh["data_parallel"])
+
     @torch.no_grad()
     def latents(self, batch: Clip) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
         """A batch's latents in fp32, from its cache or its pixels.
@@ -114,22 +124,25 @@ class VideoFinetune(LightningModule):
 
     # ---- the flow -------------------------------------------------------------------------------------------------------------
 
-    def velocity_error(
+    def velocity_errors(
         self,
         latents: Float[Tensor, "batch z_channels z_frames z_height z_width"],
         prompt: Float[Tensor, "batch prompt_tokens prompt_dim"],
         tau: Float[Tensor, " batch"],
-        generator: torch.Generator,
-    ) -> Float[Tensor, ""]:
-        """The loss without its scale. Draws the noise and the numbers of clean frames from `generator`, on the CPU."""
+        generator: Generators,
+    ) -> Float[Tensor, " batch"]:
+        """Each sample's part of the loss, without its scale.
+
+        Draws the noise and the numbers of clean frames from a generator on the CPU, or from one for each sample.
+        """
         noise = standard_normal(latents.shape, generator, latents.device)
         counts, chances = list(self.observed), torch.tensor(list(self.observed.values()))
-        choice = torch.multinomial(chances, len(latents), replacement=True, generator=generator)
+        choice = joined(lambda count, one: torch.multinomial(chances, count, replacement=True, generator=one), len(latents), generator)
         condition = VideoCondition(prompt, latents[:, :, : max(counts)], torch.tensor(counts)[choice])
         predicted = 1 - condition.frame_mask(latents.shape[2])[:, None, :, None, None]
         noisy = flow.interpolate(latents, noise, tau.to(latents.device))
         error = self.backbone.velocity(noisy, tau, condition) - flow.velocity_target(latents, noise)
-        return (predicted * error).square().mean()
+        return (predicted * error).square().flatten(1).mean(1)
 
     @torch.no_grad()
     def sample_videos(
@@ -154,23 +167,24 @@ class VideoFinetune(LightningModule):
 
     def training_step(self, batch: Clip, batch_idx: int) -> Float[Tensor, ""]:
         accumulate = self.trainer.accumulate_grad_batches
-        position = self.global_step * accumulate + batch_idx % accumulate
-        generator = self._generator(TRAINING, position)
-        torch.manual_seed(self._seed(DROPOUT, position))  # dropout layers take no generator
+        number = self.global_step * accumulate + batch_idx % accumulate
+        torch.manual_seed(self._seed(DROPOUT, number, self.global_rank))  # dropout layers take no generator
         latents, prompt = self.latents(batch), self.backbone.encode_prompt(batch["prompt"])
-        tau = self.noise.sample(len(latents), generator)
+        generators = [self._generator(TRAINING, position) for position in ranks.training_positions(number, len(latents), self)]
+        tau = joined(self.noise.sample, len(latents), generators)
         if self.prompt_dropout:
-            kept = torch.rand(len(latents), generator=generator) >= self.prompt_dropout
+            kept = joined(lambda count, one: torch.rand(count, generator=one), len(latents), generators) >= self.prompt_dropout
             prompt = torch.where(kept.to(prompt.device)[:, None, None], prompt, self.backbone.no_prompt().to(prompt))
-        loss = self.loss_scale * self.velocity_error(latents, prompt, tau, generator)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(latents))
+        loss = self.loss_scale * self.velocity_errors(latents, prompt, tau, generators).mean()
+        self.log("train/loss", ranks.mean(loss, self), prog_bar=True, batch_size=len(latents))
         return loss
 
     @torch.no_grad()
     def validation_step(self, batch: Clip, batch_idx: int) -> None:
         """Logs `val/velocity_tau_0.50`, ... (velocity error at each level, not scaled) and `val/loss`, loss_scale times their mean.
 
-        Noise and numbers of clean frames depend on `batch_idx` only: every validation measures the same thing.
+        Noise and numbers of clean frames depend on the sample's number only: every validation measures the same thing, however many
+        devices share it. A sample that only fills up a device's share is not counted.
         """
         self._evaluate(batch, batch_idx, "val")
 
@@ -181,15 +195,17 @@ class VideoFinetune(LightningModule):
 
     def _evaluate(self, batch: Clip, batch_idx: int, split: str) -> None:
         latents, metrics = self.latents(batch), {}
+        positions = ranks.validation_positions(batch, batch_idx, len(latents), self)
+        counted = ranks.counted(batch, len(latents), self)
         with self.averaged_weights():
             prompt = self.backbone.encode_prompt(batch["prompt"])
             for tau in self.validation_taus:
-                levels = torch.full((len(latents),), tau)
-                error = self.velocity_error(latents, prompt, levels, self._generator(VALIDATION, batch_idx))
-                metrics[f"{split}/velocity_tau_{tau:.2f}"] = error
+                levels, generators = torch.full((len(latents),), tau), [self._generator(VALIDATION, position) for position in positions]
+                errors = self.velocity_errors(latents, prompt, levels, generators)
+                metrics[f"{split}/velocity_tau_{tau:.2f}"] = ranks.average(errors, counted)
         if metrics:
             metrics[f"{split}/loss"] = self.loss_scale * torch.stack(list(metrics.values())).mean()
-            self.log_dict(metrics, batch_size=len(latents), sync_dist=True, add_dataloader_idx=False)
+            self.log_dict(metrics, batch_size=ranks.log_weight(counted, self), sync_dist=True, add_dataloader_idx=False)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -216,9 +232,8 @@ class VideoFinetune(LightningModule):
 
     def on_fit_end(self) -> None:
         """Writes what was trained into the run's folder."""
-        if self.trainer.is_global_zero:
-            with self.averaged_weights():
-                self.backbone.save_trained(Path(self.trainer.default_root_dir))
+        with self.averaged_weights():
+            self.backbone.save_trained(Path(self.trainer.default_root_dir))
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------------------
 
@@ -252,6 +267,6 @@ class VideoFinetune(LightningModule):
     def _generator(self, split: int, position: int) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed(split, position))
 
-    def _seed(self, split: int, position: int) -> int:
-        words = [self.seed, split, position, self.global_rank]
+    def _seed(self, *words: int) -> int:
+        words = (self.seed, *words)
         return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -80,6 +80,8 @@ class PromptEncoder(nn.Module):
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._memory:
                 self._memory[prompt] = self._stored(prompt, device)
+        for model in self._frozen:  # 9 GiB that a training step on a GPU may need
+            model.to("cpu")
         rows = torch.zeros(len(prompts), self.prompt_tokens, self.prompt_dim)
         for row, prompt in zip(rows, prompts, strict=True):
             row[: len(self._memory[prompt])] = self._memory[prompt]

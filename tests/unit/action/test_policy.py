@@ -332,10 +332,10 @@ def test_validation_error_is_that_of_a_sampled_chunk_in_dataset_units(tmp_path):
     policy.log_dict = lambda metrics, **_: logged.update(metrics)  # type: ignore[method-assign]
     batch = data.at(500)
     policy.validation_step(batch, 0)
-    generator = policy._generator(1, 0)
-    policy._flow_loss(batch, generator)
+    generators = [policy._generator(1, sample) for sample in range(4)]
+    policy._flow_loss(batch, generators)
     latents = policy._latents(batch)
-    noise, action_noise = torch.randn(latents.shape, generator=generator), torch.randn(4, 6, 2, generator=generator)
+    noise, action_noise = gaussian(latents.shape, generators), gaussian((4, 6, 2), generators)
     tau = torch.full((4,), 0.5)
     condition = policy._condition(batch["observation"]["prompt"], latents)
     hidden = policy.backbone.hidden_states(0.5 * latents + 0.5 * noise, tau, condition, [1])[1]

@@ -122,7 +122,7 @@ def test_loss_is_the_formula(make) -> None:
     batch = clips(0)
     latents, prompt = module.latents(batch), module.backbone.encode_prompt(batch["prompt"])
     with torch.no_grad():
-        loss = 100 * module.velocity_error(latents, prompt, torch.tensor([0.6, 0.2]), torch.Generator().manual_seed(5))
+        loss = 100 * module.velocity_errors(latents, prompt, torch.tensor([0.6, 0.2]), torch.Generator().manual_seed(5)).mean()
 
         generator = torch.Generator().manual_seed(5)
         noise = torch.randn(latents.shape, generator=generator)
@@ -151,7 +151,7 @@ def test_numbers_of_clean_frames_follow_their_probabilities(make) -> None:
 
     module.backbone.velocity = watch
     latents = torch.zeros(4000, 16, 3, 2, 2)
-    module.velocity_error(latents, torch.zeros(4000, 8, 32), torch.full((4000,), 0.5), torch.Generator().manual_seed(0))
+    module.velocity_errors(latents, torch.zeros(4000, 8, 32), torch.full((4000,), 0.5), torch.Generator().manual_seed(0))
     assert (seen[0] == 1).float().mean().item() == pytest.approx(0.2, abs=0.02)
     assert set(seen[0].tolist()) == {1, 2}
 
