@@ -22,7 +22,7 @@ class Acting:
     Attributes:
         dtype: Of the decoder's matrix products; its sums, norms and actions stay fp32. bfloat16 is what a policy trained with
             Lightning's bf16-mixed precision has seen.
-        compile: `torch.compile` the decoder: a minute at the first call on a GPU.
+        compile: `torch.compile` the decoder's blocks, once for all of them.
         cuda_graphs: Replay context and all integration steps as one CUDA graph, captured anew for each shape. Ignored off GPU.
         future_latents: Latent frames after the observed ones that the video model is shown. None is the whole clip, as in training;
             fewer is faster and not exact, 0 leaves the observed frames alone.
@@ -107,7 +107,7 @@ class ActionSampler:
                 if isinstance(layer, nn.Linear):
                     layer.bfloat16()
         if self.acting.compile:
-            twin.compile()
+            twin.compile_blocks()
         return twin
 
 
