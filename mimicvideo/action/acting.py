@@ -88,7 +88,7 @@ class ActionSampler:
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if bfloat16 else nullcontext()
 
     def _current(self) -> ActionDecoder:
-        """The decoder, or a twin with its present weights: in evaluation mode, with linear layers in `dtype` once and for all."""
+        """The decoder, or a twin with its present weights: in evaluation mode, its matrices in `dtype` already."""
         weights, version = list(self.decoder.parameters()), fingerprint([self.decoder])
         if self._twin is None or next(self._twin.parameters()).device != weights[0].device:
             self._twin = self._new_twin()
@@ -104,8 +104,8 @@ class ActionSampler:
             vars(twin).pop(name, None)
         if self.acting.dtype == "bfloat16":
             for layer in twin.modules():
-                if isinstance(layer, nn.Linear):
-                    layer.bfloat16()
+                if isinstance(layer, nn.Linear):  # its matrix alone: biases also enter sums in fp32, and autocast rounds them itself
+                    layer.weight.data = layer.weight.data.bfloat16()
         if self.acting.compile:
             twin.compile_blocks()
         return twin
