@@ -90,7 +90,7 @@ class CudaGraphs:
                 function(*static)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads, say a data loader's, may go on
             result = function(*static)
         outputs, structure = pytree.tree_flatten(result)
         return _Captured(graph, static, outputs, structure)

@@ -22,7 +22,7 @@ class Acting:
     Attributes:
         dtype: Of the decoder's matrix products; its sums, norms and actions stay fp32. bfloat16 is what a policy trained with
             Lightning's bf16-mixed precision has seen.
-        compile: `torch.compile` the decoder: a minute at the first call on a GPU.
+        compile: `torch.compile` the decoder's blocks, once for all of them.
         cuda_graphs: Replay context and all integration steps as one CUDA graph, captured anew for each shape. Ignored off GPU.
         future_latents: Latent frames after the observed ones that the video model is shown. None is the whole clip, as in training;
             fewer is faster and not exact, 0 leaves the observed frames alone.
@@ -88,7 +88,7 @@ class ActionSampler:
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if bfloat16 else nullcontext()
 
     def _current(self) -> ActionDecoder:
-        """The decoder, or a twin with its present weights: in evaluation mode, with linear layers in `dtype` once and for all."""
+        """The decoder, or a twin with its present weights: in evaluation mode, its matrices in `dtype` already."""
         weights, version = list(self.decoder.parameters()), fingerprint([self.decoder])
         if self._twin is None or next(self._twin.parameters()).device != weights[0].device:
             self._twin = self._new_twin()
@@ -104,10 +104,10 @@ class ActionSampler:
             vars(twin).pop(name, None)
         if self.acting.dtype == "bfloat16":
             for layer in twin.modules():
-                if isinstance(layer, nn.Linear):
-                    layer.bfloat16()
+                if isinstance(layer, nn.Linear):  # its matrix alone: biases also enter sums in fp32, and autocast rounds them itself
+                    layer.weight.data = layer.weight.data.bfloat16()
         if self.acting.compile:
-            twin.compile()
+            twin.compile_blocks()
         return twin
 
 

@@ -89,5 +89,8 @@ class ActionDecoder(nn.Module, ABC):
             generator: CPU generator for what is random in training, the proprio mask; or one for each sample of the batch.
         """
 
+    def compile_blocks(self) -> None:
+        """`torch.compile` of parts that recur, in place and for fixed shapes: seconds where the whole takes minutes. Nothing by default."""
+
 
 DecoderFactory = Callable[[DecoderShape], ActionDecoder]

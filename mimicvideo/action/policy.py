@@ -302,12 +302,13 @@ class ActionPolicy(LightningModule):
         z_frames = self.z_frames if self.acting is None else self.acting.z_frames(self.z_observed, self.z_frames)
         noise = gaussian((batch, z_channels, z_frames, z_height, z_width), generator).to(self.device)
         action_noise = gaussian((batch, self.horizon, self.action_dim), generator).to(self.device)
-        return self._act(condition, noise, clean, observation["proprio"], action_noise)
+        return self.act(condition, noise, clean, observation["proprio"], action_noise)
 
-    def _act(
+    @torch.no_grad()
+    def act(
         self, condition: VideoCondition, noise: Tensor, clean: Tensor | None, proprio: Tensor, action_noise: Tensor
     ) -> Float[Tensor, "batch horizon action_dim"]:
-        """One chunk for each sample in dataset units, fp32; `noise` says how many latent frames the video model is shown."""
+        """`predict_actions` of what is encoded already, with given noise; `noise` says how many latent frames the video model is shown."""
         hidden, tau_video = self._future_states(condition, noise, None if clean is None else clean[:, :, : noise.shape[2]])
         if self._sampler is None:
             context = self.decoder.prepare_context(*hidden)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mimicvideo.action.attention import CrossAttention, JointAttention
 from mimicvideo.action.decoder import ActionDecoder, DecoderShape, PreparedContext
 from mimicvideo.action.layers import EPSILON, TokenEmbedder, linear, truncated_normal_
 from mimicvideo.action.time_embedding import Modulation, PairTimeEmbedding
@@ -100,6 +101,14 @@ class TokenDecoder(ActionDecoder):
         """`torch.compile` of everything but the random draw, whose generator the compiler does not take."""
         self._velocity = torch.compile(self._velocity, *args, **kwargs)
         self._project = torch.compile(self._project, *args, **kwargs)
+
+    def compile_blocks(self) -> None:
+        """Blocks, and their keys and values of the context: each compiled once, since all blocks share their code."""
+        for block in self.blocks:
+            block.forward = torch.compile(block.forward, dynamic=False)
+            for part in block.modules():
+                if isinstance(part, CrossAttention | JointAttention):
+                    part.keys_and_values = torch.compile(part.keys_and_values, dynamic=False)
 
     @abstractmethod
     def _project(self, *hidden_states: Float[Tensor, "batch tokens context_dim"]) -> list[tuple[Tensor, Tensor]]:

@@ -22,7 +22,7 @@ from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 from mimicvideo.video.checkpointing import Checkpointing, check_checkpointing, diffusers_runner
 from mimicvideo.video.fast_transformer import Execution, FastTransformer
 from mimicvideo.video.padding_mask import provide_resize
-from mimicvideo.video.reason_prompts import prompt_encoder, reduce_once
+from mimicvideo.video.reason_prompts import reduce_once
 
 provide_resize()
 # Values in the VAE's widest activation: in one pass over several clips (a CPU's caches are small), and of a clip that may pass whole.
@@ -83,10 +83,10 @@ class CosmosPredict(VideoBackbone):
         self.adaptation, self.initial, self.dtype = adaptation, initial, getattr(torch, dtype)
         self.conditional_tau = None if conditional_sigma is None else conditional_sigma / (1 + conditional_sigma)
 
-        self.vae = weights.load_module(AutoencoderKLWan, self.folder / "vae", self.dtype).requires_grad_(False)
+        self.vae = self._load_vae().requires_grad_(False)
         wan.speed_up_images(self.vae)
         self.transformer = self._load_transformer()
-        self.prompts = prompt_encoder(self.folder, prompt_tokens, self.dtype, prompt_cache)
+        self.prompts = self._load_prompts(prompt_tokens, prompt_cache)
         self._check_parts()
         self.hidden_dim = self.transformer.config["num_attention_heads"] * self.transformer.config["attention_head_dim"]
         self.num_blocks = len(self.transformer.transformer_blocks)
@@ -118,6 +118,12 @@ class CosmosPredict(VideoBackbone):
         """
         self._fast = None if execution is None else FastTransformer(self.transformer, execution, self.checkpointing)
         self._vae_graphs = CudaGraphs() if execution is not None and execution.cuda_graphs else None
+
+    def _load_vae(self) -> AutoencoderKLWan:
+        return weights.load_module(AutoencoderKLWan, self.folder / "vae", self.dtype)
+
+    def _load_prompts(self, prompt_tokens: int, cache: str | None) -> PromptEncoder:
+        return prompt_encoder(self.folder, prompt_tokens, self.dtype, cache)
 
     def _load_transformer(self) -> CosmosTransformer3DModel:
         folder = self.folder / "transformer"

@@ -203,7 +203,10 @@ def run_block(runner: Callable[..., Any], block: Any, *inputs: Tensor) -> Tensor
     """One block through its checkpointing; what is compiled, since selective checkpointing must be seen by the compiler."""
 
     def forward(*tensors: Tensor) -> Tensor:
-        return block_forward(block, *tensors)
+        if torch.compiler.is_compiling():  # the choice of kernels, made outside, becomes part of what is compiled
+            return block_forward(block, *tensors)
+        with attention_kernels(tensors[0].device):  # here too: a checkpoint runs again when all outside is long left
+            return block_forward(block, *tensors)
 
     return runner(forward, *inputs)
 

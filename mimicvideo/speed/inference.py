@@ -1,0 +1,213 @@
+"""The rows without gradients: hidden states, observation to action chunk, and the real-time mode."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mimicvideo.action.acting import Acting
+from mimicvideo.action.policy import ActionPolicy
+from mimicvideo.speed import flops
+from mimicvideo.speed.measure import Effort, difference, free, measure
+from mimicvideo.speed.models import PROMPT, Bench
+from mimicvideo.speed.record import Row, Save, Variant
+from mimicvideo.video.adaptation import Frozen
+from mimicvideo.video.fast_transformer import Execution
+from mimicvideo.video.random_weights import RandomCosmos
+
+TAU = 80 / 81  # the paper's level when acting
+
+
+def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
+    """States after the paper's block, one sample, a noise level for each frame, text cached as when acting."""
+    backbone = bench.backbone(Frozen())
+    latents = bench.latents()
+    condition, tau = bench.condition(backbone, latents), torch.full((1,), TAU, device=bench.device)
+    block, clip, config = bench.size.block, bench.size.clip(), bench.size.transformer
+    inputs = plain_inputs(backbone, latents, tau, condition)
+    work = flops.video_blocks(config, clip, block + 1, text=False)
+    row = Row("hidden_states", f"hidden states after block {block}, {clip.tokens} tokens", goal_ms=150, accept_ms=165, save=save)
+
+    def plain() -> Tensor:
+        return diffusers_states(backbone, inputs, block)
+
+    def ours() -> Tensor:
+        return backbone.hidden_states(latents, tau, condition, [block])[block]
+
+    with torch.no_grad():
+        reference = plain()
+        row.add(Variant("diffusers, eager", measure(plain, bench.device, effort.reference_calls, 1, effort.seconds), work=work))
+        if bench.compile:
+            with compiled_blocks(backbone):
+                timing = measure(plain, bench.device, effort.reference_calls, 1, effort.seconds)
+                row.add(Variant("diffusers, blocks compiled", timing, work=work, agreement=difference(plain(), reference)))
+        free(bench.device)
+        backbone.execute(bench.execution())
+        timing = measure(ours, bench.device, effort.calls, effort.warm_up, effort.seconds)
+        row.add(Variant("ours", timing, work=work, agreement=difference(ours(), reference)), profiled=ours)
+    return row
+
+
+def chunk(bench: Bench, effort: Effort, save: Save) -> Row:
+    """Observation to action chunk: VAE encode of the observed frames, one pass of the video model, all integration steps."""
+    backbone = bench.backbone(Frozen())
+    policy, observation = bench.policy(backbone), observation_of(bench)
+    row = Row(
+        "chunk", f"observation to chunk of {bench.size.horizon} actions, {policy.num_steps} steps", goal_ms=175, accept_ms=190, save=save
+    )
+    work = chunk_work(bench, policy, bench.size.z_frames)
+
+    def act() -> Tensor:
+        return policy.predict_actions(observation, generator=torch.Generator().manual_seed(0))
+
+    policy.act_as(Acting(dtype=bench.dtype, cuda_graphs=False))
+    reference = act()
+    row.add(Variant("diffusers, eager", measure(act, bench.device, effort.reference_calls, 1, effort.seconds), work=work))
+    free(bench.device)
+    backbone.execute(bench.execution())
+    policy.act_as(bench.acting())
+    timing = measure(act, bench.device, effort.calls, effort.warm_up, effort.seconds)
+    row.add(Variant("ours", timing, work=work, agreement=difference(act(), reference)), profiled=act)
+    row.notes["parts_ms"] = parts(bench, policy, observation, effort)
+    return row
+
+
+def realtime(bench: Bench, effort: Effort, save: Save) -> Row:
+    """Chunks that are not exact: the video model is shown less of the future, or multiplies in FP8."""
+    backbone = bench.backbone(Frozen())
+    policy, observation = bench.policy(backbone), observation_of(bench)
+    row = Row("realtime", f"observation to chunk of {bench.size.horizon} actions, reduced", goal_ms=41, accept_ms=41, save=save)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, *bench.size.latent_shape, generator=generator).to(bench.device)
+    action_noise = torch.randn(1, bench.size.horizon, bench.size.action_dim, generator=generator).to(bench.device)
+    observed, whole = bench.size.z_observed, bench.size.z_frames
+
+    def chunk_from_given_noise(z_frames: int) -> Tensor:
+        condition = policy._condition(observation["prompt"], backbone.encode_video(observation["video"].to(bench.device)))
+        return policy.act(condition, noise[:, :, :z_frames], None, observation["proprio"], action_noise)
+
+    def act() -> Tensor:
+        return policy.predict_actions(observation, generator=torch.Generator().manual_seed(0))
+
+    fp8 = bench.device.type == "cuda" and torch.cuda.get_device_capability(bench.device) >= (8, 9)
+    if not fp8:
+        row.notes["skipped"] = f"FP8: {bench.device.type} has no such products"
+    settings: list[tuple[str, int | None, Execution]] = [("exact, whole clip", None, bench.execution())]
+    settings += [("0 future latents", 0, bench.execution())]
+    settings += [("0 future latents, FP8 by row", 0, bench.execution(fp8="row"))] * fp8
+    settings += [("0 future latents, FP8 by tensor", 0, bench.execution(fp8="tensor"))] * fp8
+    settings += [("2 future latents", 2, bench.execution())] * (observed + 2 < whole)
+    settings += [("whole clip, FP8 by row", None, bench.execution(fp8="row"))] * fp8
+    exact: Tensor | None = None
+    for name, future, execution in settings[: 1 + effort.ways]:
+        free(bench.device, compiled=False)
+        backbone.execute(execution)
+        policy.act_as(bench.acting(future_latents=future))
+        z_frames = whole if future is None else observed + future
+        calls = effort.reference_calls if future is None else effort.calls
+        timing = measure(act, bench.device, calls, effort.warm_up, effort.seconds / 4)
+        actions = chunk_from_given_noise(z_frames)
+        exact = actions if exact is None else exact
+        row.add(
+            Variant(name, timing, work=chunk_work(bench, policy, z_frames), agreement=difference(actions, exact)),
+            profiled=act if future == 0 else None,
+        )
+    row.notes["agreement"] = "of actions with those of the exact variant, same noise; random weights say little about trained ones"
+    return row
+
+
+# -- shared --------------------------------------------------------------------------------------------------------------
+
+
+def observation_of(bench: Bench) -> Any:
+    """One robot's observation, on the CPU."""
+    return {"video": bench.video(bench.size.observed), "proprio": torch.zeros(1, 1, bench.size.action_dim), "prompt": [PROMPT]}
+
+
+def plain_inputs(backbone: RandomCosmos, latents: Tensor, tau: Tensor, condition: Any) -> dict[str, Any]:
+    """The forward pass's arguments in the weights' dtype, as a user of diffusers would give them."""
+    inputs = backbone._inputs(latents, tau, condition)
+    return {name: value.to(backbone.dtype) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+class _Reached(Exception):
+    """Leaves the transformer after the block that is wanted."""
+
+
+def diffusers_states(backbone: RandomCosmos, inputs: dict[str, Any], block: int) -> Tensor:
+    """diffusers' own forward pass up to a block: no autocast, nothing of ours but the early stop."""
+    found: list[Tensor] = []
+
+    def leave(_module: Any, _args: Any, output: Tensor) -> None:
+        found.append(output)
+        raise _Reached
+
+    handle = backbone.transformer.transformer_blocks[block].register_forward_hook(leave)
+    try:
+        backbone.transformer(**inputs)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
+
+
+@contextmanager
+def compiled_blocks(backbone: RandomCosmos) -> Iterator[None]:
+    """diffusers' blocks compiled one by one, which compiles once for all of them."""
+    blocks = list(backbone.transformer.transformer_blocks)
+    for block in blocks:
+        block.forward = torch.compile(block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def chunk_work(bench: Bench, policy: ActionPolicy, z_frames: int) -> flops.Work:
+    """Of the video model and the decoder; the VAE's convolutions are counted by torch, at the first call."""
+    size, clip = bench.size, bench.size.clip(z_frames)
+    shape, options = policy.decoder.shape, size.decoder
+    work = flops.video_blocks(size.transformer, clip, size.block + 1, text=False)
+    work = work + flops.decoder_context(shape, options["width"], options["depth"], clip.tokens)
+    step = flops.decoder_step(shape, options["width"], options["depth"], options["adaln_dim"], clip.tokens)
+    # A step's time is its reading; its few operations run meanwhile.
+    return work + flops.Work(moved=step.moved) * policy.num_steps + vae_work(bench, policy.backbone)
+
+
+def vae_work(bench: Bench, backbone: Any) -> flops.Work:
+    """Convolutions and products of encoding the observed frames, counted by torch on shapes alone."""
+    import copy
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from mimicvideo.video import wan
+
+    vae = copy.deepcopy(backbone.vae).to("meta")
+    pixels = torch.empty(1, 3, bench.size.observed, bench.size.height, bench.size.width, device="meta", dtype=backbone.dtype)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        wan.encode_moments(vae, pixels)
+    return flops.Work(products=float(counter.get_total_flops()))
+
+
+def parts(bench: Bench, policy: ActionPolicy, observation: Any, effort: Effort) -> dict[str, float]:
+    """Medians of a chunk's parts, each waited for: their sum is more than the whole, whose parts overlap with the CPU's work."""
+    backbone, video = policy.backbone, observation["video"].to(bench.device)
+    observed = backbone.encode_video(video)
+    condition = policy._condition(observation["prompt"], observed)
+    noise = torch.randn(1, *bench.size.latent_shape).to(bench.device)
+    hidden, tau = policy._future_states(condition, noise, None)
+    proprio = observation["proprio"].to(bench.device)
+    action_noise = torch.randn(1, bench.size.horizon, bench.size.action_dim).to(bench.device)
+    sampler = policy._sampler
+    assert sampler is not None
+    functions: dict[str, Callable[[], Any]] = {
+        "vae_encode": lambda: backbone.encode_video(video),
+        "hidden_states": lambda: policy._future_states(condition, noise, None),
+        "context_and_steps": lambda: sampler(hidden, tau, proprio, action_noise),
+    }
+    calls = min(effort.calls, 50)
+    return {name: round(measure(function, bench.device, calls, 2, 20.0).p50_ms, 4) for name, function in functions.items()}
