@@ -78,6 +78,26 @@ def experiment_sizes(argv: list[str]) -> dict[str, int]:
     return sizes
 
 
+def training_data(argv: list[str]) -> dict[str, Any]:
+    """`class_path` and `init_args` of the data that a configuration of `fit` chooses, after all checks; nothing is built.
+
+    Args:
+        argv: Flags of `fit`.
+
+    Raises:
+        ConfigError: If the configuration is refused, or chooses no data.
+    """
+    from mimicvideo.compose import compose_argv
+
+    argv = compose_argv(["fit", *argv])[1:]
+    from mimicvideo.cli import CheckingCLI
+
+    data = CheckingCLI(args=["fit", *argv]).config["fit"].as_dict().get("data")
+    if not data:
+        raise ConfigError("the configuration chooses no data: --config conf/experiment/NAME.yaml, or --data FILE_OR_FOLDER in its place")
+    return data
+
+
 def _factory(spec: dict[str, Any]) -> Any:
     """What builds a class from a shape; a class among its arguments becomes such a factory itself."""
     from lightning.pytorch.cli import instantiate_class

@@ -56,6 +56,7 @@ class ClipData(LightningDataModule):
         min_rows: Rows that an episode needs; see `open_episodes`.
         require_full_windows: Whether an episode shorter than one window counts as one that cannot be used.
         verify: `quick` or `full`; see `open_episodes`.
+        quarantine: A file of `mimicvideo audit` that lists episodes to leave out.
         ram_cache_gb: Decoded frames kept per process, in 10^9 bytes.
         cache_dir: Where statistics are kept; None is beside the data, or in the user's cache if that cannot be written.
         seed: Of the order of batches.
@@ -86,6 +87,7 @@ class ClipData(LightningDataModule):
         min_rows: int = 2,
         require_full_windows: bool = False,
         verify: Verify = "quick",
+        quarantine: str | None = None,
         ram_cache_gb: float = 2.0,
         cache_dir: str | None = None,
         seed: int = 0,
@@ -115,6 +117,7 @@ class ClipData(LightningDataModule):
             "max_bad_fraction": max_bad_fraction,
             "min_rows": max(min_rows, self.window.span) if require_full_windows else min_rows,
             "verify": verify,
+            "quarantine": quarantine,
             "ram_cache_gb": ram_cache_gb,
         }
         self._cache_dir = cache_dir
@@ -133,13 +136,11 @@ class ClipData(LightningDataModule):
         """
         if self.readers:
             return
-        readers: dict[str, Episodes] = {
-            name: source.open(self._cameras, size=self._size, **self._reader_options) for name, source in self._sources.items()
-        }
+        readers: dict[str, Episodes] = {name: self.open_source(name) for name in self._sources}
         self._check_alike(readers)
         training, validating, offset = [], [], 0
         for name, reader in readers.items():
-            held_out = validation_episodes([(episode.index, episode.task) for episode in reader.listed], **self._split)
+            held_out = self.held_out(reader)
             for episode in reader.episodes:
                 member = Member(reader, episode, offset + episode.index, self._sources[name].weight)
                 (validating if episode.index in held_out else training).append(member)
@@ -155,6 +156,23 @@ class ClipData(LightningDataModule):
         if short := sum(member.episode.length < self.window.span for member in training):
             span = self.window.span
             rank_zero_info(f"{short} training episodes have fewer rows than a window ({span}): their first and last frames repeat")
+
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the datasets."""
+        return list(self._sources)
+
+    def open_source(self, name: str, **options: Any) -> Episodes:
+        """One of the datasets as training reads it, but for `options` of `Source.open`.
+
+        Raises:
+            DatasetError: If it cannot be used.
+        """
+        return self._sources[name].open(self._cameras, **{"size": self._size, **self._reader_options, **options})
+
+    def held_out(self, reader: Episodes) -> set[int]:
+        """Indices of a dataset's episodes that validate."""
+        return validation_episodes([(episode.index, episode.task) for episode in reader.listed], **self._split)
 
     @property
     def skipped(self) -> dict[str, str]:
