@@ -16,6 +16,7 @@ RELATED = 0.5  # median correlation from which a state is said to follow an acti
 ROWS = 12  # below so many, correlations over lags mean nothing
 GRIPPER = re.compile(r"grip|finger|claw|jaw|grasp|open_close")
 BINS = 50
+_USUAL_LAGS = range(-3, 4)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Calibration:
         speed: A typical fast change of each state dimension per row; 0 for those that seldom change.
         ranges: Limits of the histograms, by `actions` and `proprio`, [dims, 2].
         relations: Of action dimensions with the state that follows them.
+        lag: Rows after which it does so best.
         action_grippers: Which action dimensions are gripper commands.
         state_grippers: Which state dimensions are gripper openings.
     """
@@ -45,6 +47,7 @@ class Calibration:
     speed: list[float]
     ranges: dict[str, list[list[float]]]
     relations: list[Relation] = field(default_factory=list)
+    lag: int = 0
     action_grippers: list[int] = field(default_factory=list)
     state_grippers: list[int] = field(default_factory=list)
 
@@ -67,11 +70,13 @@ def calibrate(reader: Episodes) -> Calibration:
     if not action_grippers and not any(GRIPPER.search(name.lower()) for name in reader.proprio_names):
         action_grippers = _two_valued(actions)
     state_grippers = [dim for dim, name in enumerate(reader.proprio_names) if GRIPPER.search(name.lower())]
+    relations, lag = _relations(actions, states, action_grippers, state_grippers)
     return Calibration(
         action_scale=(high - low).tolist(),
         speed=np.median(speeds, axis=0).tolist(),
         ranges={"actions": _ranges(actions), "proprio": _ranges(states)},
-        relations=_relations(actions, states, action_grippers, state_grippers),
+        relations=relations,
+        lag=lag,
         action_grippers=action_grippers,
         state_grippers=state_grippers,
     )
@@ -106,13 +111,13 @@ def driving(actions: Float64[np.ndarray, "rows dims"], mode: str) -> Float64[np.
 
 def _relations(
     actions: list[np.ndarray], states: list[np.ndarray], action_grippers: list[int], state_grippers: list[int]
-) -> list[Relation]:
+) -> tuple[list[Relation], int]:
     long = [(action, state) for action, state in zip(actions, states, strict=True) if len(action) >= ROWS]
     if not long or not long[0][1].shape[1]:
-        return []
+        return [], 0
     medians = {}
     for mode in ("delta", "absolute"):
-        for lag in range(-2, 3):
+        for lag in _USUAL_LAGS:
             found = [correlation(*lagged(driving(action, mode), change(state), lag)) for action, state in long]
             medians[mode, lag] = _median_where_moving(np.stack(found))
     relations = []
@@ -124,7 +129,8 @@ def _relations(
         state = best[mode, lag]
         if abs(value := medians[mode, lag][dim, state]) >= RELATED and state not in state_grippers:
             relations.append(Relation(dim, state, "delta" if mode == "delta" else "absolute", 1 if value > 0 else -1))
-    return relations
+    weights = {lag: sum(abs(medians[r.mode, lag][r.action, r.state]) for r in relations) for lag in _USUAL_LAGS}
+    return relations, max(weights, key=lambda lag: weights[lag])
 
 
 def _median_where_moving(tables: Float64[np.ndarray, "episodes a b"]) -> Float64[np.ndarray, "a b"]:

@@ -46,8 +46,9 @@ def find_duplicates(summaries: Iterable[dict[str, Any]], count: int, reader: Epi
             rows[used] = _row(summary)
             used += 1
         rows = rows[np.argsort(rows["index"][:used], kind="stable")]
-        told = _equal(rows, findings)
-        _near(rows, told, reader, findings)
+        limit = _limit(rows)
+        told = _equal(rows, limit, findings)
+        _near(rows, limit, told, reader, findings)
 
 
 def _row(summary: dict[str, Any]) -> tuple[Any, ...]:
@@ -79,7 +80,7 @@ def hash_of(digits: str | None) -> int:
     return mixed
 
 
-def _equal(rows: np.ndarray, findings: Findings) -> set[tuple[int, int]]:
+def _equal(rows: np.ndarray, limit: float, findings: Findings) -> set[tuple[int, int]]:
     """Adds exact repetitions; returns the pairs, of indices."""
     first = {name: _first(rows[name]) for name in ("actions", "proprio", "pictures")}
     told = set()
@@ -96,6 +97,8 @@ def _equal(rows: np.ndarray, findings: Findings) -> set[tuple[int, int]]:
             numbers = [name for name in names if name != "pictures"]
             if "pictures" in names and (numbers or not has_numbers):
                 findings.add("duplicate_episode", index, f"it repeats episode {other}: {' and '.join(names)} are the same")
+            elif "pictures" in names and np.linalg.norm(rows["place"][here] - rows["place"][there]) <= limit:
+                findings.add("duplicate_episode", index, f"it repeats episode {other}: pictures are the same, numbers almost")
             elif "pictures" in names:
                 findings.add("copied_pictures", index, f"its pictures are those of episode {other}, its numbers are not")
             elif len(numbers) == _kinds(rows, here) and _alike(rows["glimpse"][here], rows["glimpse"][there]):
@@ -127,18 +130,15 @@ def _first(hashes: np.ndarray) -> Int[np.ndarray, " rows"]:
     return found
 
 
-def _near(rows: np.ndarray, told: set[tuple[int, int]], reader: Episodes, findings: Findings) -> None:
+def _near(rows: np.ndarray, limit: float, told: set[tuple[int, int]], reader: Episodes, findings: Findings) -> None:
     """Adds trajectories that almost coincide, if their names differ or the difference is noise.
 
     Neighbours are sought along the direction in which episodes differ most; candidates are read again.
     """
     rows = rows[np.isfinite(rows["place"]).all(1)]
-    if len(rows) < 3:
+    if len(rows) < 2:
         return
     places: Float32[np.ndarray, "rows size"] = np.ascontiguousarray(rows["place"])
-    sample = places[evenly(len(places), COMPARED)].astype(np.float64)
-    distances = np.sqrt(np.maximum(_square(sample), 0))
-    limit = CLOSE * float(np.median(distances[np.triu_indices(len(distances), 1)]))
     widest = places[:, places.std(0).argmax()]
     order = np.argsort(widest, kind="stable")
     pairs = set()
@@ -168,6 +168,12 @@ def _is_noise(reader: Episodes, one: Episode, other: Episode) -> bool:
     return power == 0 or float((difference[1:] * difference[:-1]).sum()) < NOISE * power
 
 
-def _square(sample: np.ndarray) -> np.ndarray:
+def _limit(rows: np.ndarray) -> float:
+    """How close two trajectories must be to be compared again: CLOSE of the median distance of a sample."""
+    places = rows["place"][np.isfinite(rows["place"]).all(1)]
+    if len(places) < 3:
+        return 0.0
+    sample = places[evenly(len(places), COMPARED)].astype(np.float64)
     norms = (sample * sample).sum(1)
-    return norms[:, None] + norms[None] - 2 * sample @ sample.T
+    squares = norms[:, None] + norms[None] - 2 * sample @ sample.T
+    return CLOSE * float(np.sqrt(np.maximum(np.median(squares[np.triu_indices(len(squares), 1)]), 0)))

@@ -3,11 +3,10 @@
 import math
 from typing import Any
 
-from mimicvideo.audit.calibration import RELATED, Calibration
+from mimicvideo.audit.calibration import RELATED, ROWS, Calibration
 from mimicvideo.audit.findings import Findings, kind_of
 from mimicvideo.audit.judge_pictures import judge_pictures
 from mimicvideo.audit.population import Population, log_slope
-from mimicvideo.audit.signals import MOVING
 from mimicvideo.data.episodes import Episodes
 
 RARE = 0.1  # a share of the episodes up to which a peculiarity is a fault of theirs and not the dataset's way
@@ -48,7 +47,7 @@ class Judge:
         if "actions" in numbers:
             constant = self._constant(numbers, index)
             self._magnitude(numbers, index)
-            self._saturated(numbers, index)
+            self._saturated(numbers, summary["length"], index)
             for number, gripper in enumerate(numbers["gripper"]):
                 self._gripper(number, gripper, index)
             if "follow" in numbers:
@@ -111,7 +110,11 @@ class Judge:
         if abs(hz - self.row_hz) > max(0.02 * self.row_hz, 0.5):
             self.findings.add("wrong_rate", index, f"its timestamps run at {hz:.2f} rows per second, the dataset says {self.row_hz:.2f}")
         gap = times["largest"] / times["step"]
-        if gap > 1.75 and (not self.usual["times/largest"].known or self.usual["times/largest"].far_above(gap, 0.75)):
+        if (
+            times["backwards"] is None
+            and gap > 1.75
+            and (not self.usual["times/largest"].known or self.usual["times/largest"].far_above(gap, 0.75))
+        ):
             text = f"{times['largest']:.3f} s pass before row {times['largest_row']}, {gap:.1f} times the usual"  # one lost row gives 2
             self.findings.add("timestamp_gap", index, text)
 
@@ -148,12 +151,13 @@ class Judge:
                 text = f"{self._dims(kind, factors)} are {', '.join(f'{factor:.0f}' for factor in factors.values())} times the usual size"
                 self.findings.add("wrong_units", index, text + _guess(min(factors.values())))
 
-    def _saturated(self, numbers: dict[str, Any], index: int) -> None:
+    def _saturated(self, numbers: dict[str, Any], length: int, index: int) -> None:
         dims = [
             dim
             for dim, share in enumerate(numbers["actions"]["at_limit"])
             if numbers["actions"]["min"][dim] < numbers["actions"]["max"][dim]
             and dim not in self.calibration.action_grippers
+            and length >= ROWS
             and self.usual[f"actions/{dim}/at_limit"].far_above(share, 0.25)  # a quarter of the steps: no smooth motion rests that long
         ]
         if dims:
@@ -196,11 +200,12 @@ class Judge:
             if a < b
             and relations[a].state != relations[b].state
             and all(
-                crossed[i].far_below(cross[i][i], LOST) and abs(cross[i][j]) > max(cross[i][i] + LOST, 0.7 * own[i].median)
+                (own[i].far_below(follow["own"][i], LOST) or crossed[i].far_below(cross[i][i], LOST))
+                and abs(cross[i][j]) > max(cross[i][i] + LOST, 0.7 * own[i].median)
                 for i, j in ((a, b), (b, a))
             )
         ]
-        inverted = [i for i in steady if cross[i][i] < -0.7 * own[i].median and crossed[i].far_below(cross[i][i], 1.0)]
+        inverted = [i for i in steady if follow["own"][i] < -0.7 * own[i].median and own[i].far_below(follow["own"][i], 1.0)]
         scaled = {
             i: (log_slope(follow["slope"][i]) or 0.0) - self.usual[f"follow/{i}/slope"].median
             for i in steady
@@ -213,7 +218,7 @@ class Judge:
         swaps = {number for pair in swapped for number in pair}
         for i in inverted:
             if i not in swaps:
-                self.findings.add("inverted_dim", index, f"{names[i]} moves its state the other way (correlation {cross[i][i]:.2f})")
+                self.findings.add("inverted_dim", index, f"{names[i]} moves its state the other way (correlation {follow['own'][i]:.2f})")
         if scaled:
             factor = 10 ** abs(next(iter(scaled.values())))
             text = f"states move {factor:.0f} times {'more' if next(iter(scaled.values())) > 0 else 'less'} per unit of "
@@ -224,7 +229,7 @@ class Judge:
             self.findings.add("shifted_actions", index, text)
         if swapped or inverted or shifted:
             return
-        lost = [i for i in steady if follow["energy"][i] > MOVING and own[i].far_below(follow["own"][i], 0.5)]
+        lost = [i for i in steady if follow["energy"][i] > 0.25 and own[i].far_below(follow["own"][i], 0.5)]
         if steady and fit.median >= RELATED and (fit.far_below(follow["fit"], LOST) or lost):
             text = f"states follow the actions with correlation {follow['fit']:.2f}, usual is {fit.median:.2f}"
             self.findings.add("inconsistent_actions", index, text + (f"; worst {', '.join(names[i] for i in lost)}" if lost else ""))

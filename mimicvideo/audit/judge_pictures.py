@@ -9,13 +9,14 @@ from jaxtyping import Float64
 
 from mimicvideo.audit.findings import Findings
 from mimicvideo.audit.pictures import SIGNATURE
-from mimicvideo.audit.population import Population, distance
+from mimicvideo.audit.population import Population, distance, loss
 
 HALF = 0.5  # a change of the pictures explains that they differ from the usual if it halves the difference
 NOTICED = 4.0  # levels of difference below which a scene is the usual one
 OTHER = 30.0  # levels: another place, not another object on the table
 FLASH = 10.0  # levels of brightness: 4 % of the range, more than flicker
 LEAP = math.log(2)  # twice the usual leap: a frame is missing
+LOST = math.log(2)  # twice as much of the pictures is unexplained by the states as after a shift
 
 _Picture = Float64[np.ndarray, "rows columns 3"]
 _CHANGES: list[tuple[str, str, Callable[[_Picture], _Picture]]] = [
@@ -39,8 +40,8 @@ def judge_pictures(pictures: dict[str, Any], length: int, index: int, usual: Pop
     for camera, summary in pictures.items():
         dark = _dark(camera, summary, length, index, usual, findings)
         if not dark:
-            _motion(camera, summary, length, index, usual, findings)
-            _look(camera, summary, index, usual, findings)
+            broken = _motion(camera, summary, length, index, usual, findings)
+            _look(camera, summary, index, usual, findings, broken)
 
 
 def _dark(camera: str, summary: dict[str, Any], length: int, index: int, usual: Population, findings: Findings) -> bool:
@@ -53,18 +54,19 @@ def _dark(camera: str, summary: dict[str, Any], length: int, index: int, usual: 
     return found
 
 
-def _motion(camera: str, summary: dict[str, Any], length: int, index: int, usual: Population, findings: Findings) -> None:
-    share, run, row = summary["frozen"]
-    (flash, flash_row), (leap, leap_row) = summary["flash"], summary["leap"]
+def _motion(camera: str, summary: dict[str, Any], length: int, index: int, usual: Population, findings: Findings) -> bool:
+    """Returns whether frames repeat, jump or are missing."""
+    frozen, (flash, flash_row), (leap, leap_row) = summary["frozen"], summary["flash"], summary["leap"]
     broken = False
     # One repeated picture may be a slow moment, two are not. Where there is nothing to compare with, all of them must stand still.
-    if usual[f"{camera}/frozen run"].far_above(run, 1.5) or (share > 0.9 and not usual[f"{camera}/frozen"].known):
+    alone = not usual[f"{camera}/frozen"].known and frozen["share"] > 0.9
+    if alone or usual[f"{camera}/frozen moving"].far_above(frozen["moving"], 1.5):
         broken = True
-        if run >= max(6, 0.25 * length):
-            text = f"camera {camera}: the picture stands still for {run} rows from row {row} while the robot moves"
+        if frozen["rows"] >= max(6, 0.25 * length) or frozen["share"] > 0.5:
+            text = f"camera {camera}: {frozen['share']:.0%} of the pictures stand still while the robot moves, from row {frozen['row']} on"
             findings.add("frozen_video", index, text)
         else:
-            text = f"camera {camera}: {share:.0%} of the pictures repeat the one before while the robot moves, {run} on end from row {row}"
+            text = f"camera {camera}: {frozen['rows']} pictures from row {frozen['row']} on repeat the one before while the robot moves"
             findings.add("dropped_frames", index, text)
     if usual[f"{camera}/flash"].far_above(flash, FLASH):
         broken = True
@@ -73,15 +75,16 @@ def _motion(camera: str, summary: dict[str, Any], length: int, index: int, usual
         broken = True
         text = f"camera {camera}: at row {leap_row} the picture changes {math.exp(leap):.1f} times as much as usual for the robot's speed"
         findings.add("dropped_frames", index, text)
-    lag, agreement = summary.get("lag"), usual[f"{camera}/agreement"].median
-    together = agreement >= 0.6 and summary.get("agreement", 0) >= 0.8 * agreement
-    if not broken and together and usual[f"{camera}/lag"].far(lag, 0.5):
-        rows = (lag or 0) - usual[f"{camera}/lag"].median
-        text = f"camera {camera}: pictures are {abs(rows):.0f} rows {'behind' if rows > 0 else 'before'} the states"
-        findings.add("shifted_video", index, text)
+    found, expected = summary.get("unexplained"), usual.unexplained.get(camera)
+    if not broken and found and expected is not None and expected.min() <= 0.5 and min(found) <= 0.5:
+        rows = int(np.argmin(found)) - int(expected.argmin())
+        if rows and usual.losses[camera].far_above(loss(found, int(expected.argmin())), LOST):
+            text = f"camera {camera}: pictures are {abs(rows)} rows {'behind' if rows > 0 else 'before'} the states"
+            findings.add("shifted_video", index, text)
+    return broken
 
 
-def _look(camera: str, summary: dict[str, Any], index: int, usual: Population, findings: Findings) -> None:
+def _look(camera: str, summary: dict[str, Any], index: int, usual: Population, findings: Findings, broken: bool) -> None:
     """Whether the pictures are those of the camera after some change, or of another camera."""
     signature, expected = np.array(summary["signature"], np.float64), usual.signatures[camera]
     off = distance(signature, expected)
@@ -95,5 +98,5 @@ def _look(camera: str, summary: dict[str, Any], index: int, usual: Population, f
     best, kind, text = min(tried)
     if best < HALF * off:
         findings.add(kind, index, f"camera {camera}: its pictures look {text} (difference {best:.0f} levels of 255 instead of {off:.0f})")
-    elif off - usual.distances[camera].median > OTHER:
+    elif not broken and off - usual.distances[camera].median > OTHER:
         findings.add("other_scene", index, f"camera {camera}: its pictures differ by {off:.0f} levels of 255 from the usual")

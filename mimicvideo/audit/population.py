@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from mimicvideo.audit.calibration import ROWS
 from mimicvideo.audit.robust import SAMPLE, Usual, evenly, usual
 
 NOTHING = usual([])
@@ -25,12 +26,15 @@ class Population:
         chosen = set(evenly(count, SAMPLE).tolist())
         values: dict[str, list[float | None]] = {}
         signatures: dict[str, list[list[int]]] = {}
+        unexplained: dict[str, list[list[float]]] = {}
         for place, summary in enumerate(summaries):
             if place in chosen:
                 for name, value in quantities(summary):
                     values.setdefault(name, []).append(value)
                 for camera, pictures in summary.get("pictures", {}).items():
                     signatures.setdefault(camera, []).append(pictures["signature"])
+                    if pictures.get("unexplained"):
+                        unexplained.setdefault(camera, []).append(pictures["unexplained"])
         self._usual = {name: usual(found) for name, found in values.items()}
         self.signatures: dict[str, Float64[np.ndarray, " values"]] = {
             camera: np.median(np.array(found, np.float64), axis=0) for camera, found in signatures.items()
@@ -38,6 +42,10 @@ class Population:
         self.distances = {
             camera: usual(distance(np.array(one, np.float64), self.signatures[camera]) for one in found)
             for camera, found in signatures.items()
+        }
+        self.unexplained = {camera: np.median(found, axis=0) for camera, found in unexplained.items()}
+        self.losses = {
+            camera: usual(loss(one, int(self.unexplained[camera].argmin())) for one in found) for camera, found in unexplained.items()
         }
 
     def __getitem__(self, name: str) -> Usual:
@@ -55,7 +63,7 @@ def quantities(summary: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
         for dim, (low, high, limit) in enumerate(zip(table["min"], table["max"], table["at_limit"], strict=True)):
             yield f"{kind}/{dim}/constant", float(low == high)
             yield f"{kind}/{dim}/magnitude", math.log10(max(abs(low), abs(high), SMALLEST))
-            yield f"{kind}/{dim}/at_limit", limit if low < high else None
+            yield f"{kind}/{dim}/at_limit", limit if low < high and summary["length"] >= ROWS else None
     if "idle" in numbers:
         yield "idle/head", numbers["idle"][0]
         yield "idle/tail", numbers["idle"][1]
@@ -75,12 +83,15 @@ def quantities(summary: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
     for camera, pictures in summary.get("pictures", {}).items():
         for name in ("black", "blank"):
             yield f"{camera}/{name}", pictures[name][0]
-        yield f"{camera}/frozen", pictures["frozen"][0]
-        yield f"{camera}/frozen run", pictures["frozen"][1]
+        yield f"{camera}/frozen", pictures["frozen"]["share"]
+        yield f"{camera}/frozen moving", pictures["frozen"]["moving"]
         yield f"{camera}/flash", pictures["flash"][0]
         yield f"{camera}/leap", pictures["leap"][0]
-        yield f"{camera}/lag", pictures.get("lag")
-        yield f"{camera}/agreement", pictures.get("agreement")
+
+
+def loss(unexplained: list[float], lag: int) -> float:
+    """How many times more of the pictures is unexplained at a lag than at the best one, as a natural logarithm."""
+    return math.log(max(unexplained[lag], SMALLEST) / max(min(unexplained), SMALLEST))
 
 
 def log_slope(slope: float | None) -> float | None:

@@ -8,19 +8,20 @@ import numpy as np
 from jaxtyping import Float64
 
 from mimicvideo.audit.calibration import BINS, LAGS, ROWS, Calibration, by_row, change, driving, lagged
-from mimicvideo.audit.robust import correlation, runs
+from mimicvideo.audit.robust import correlation
 from mimicvideo.data.episodes import Episode, Episodes
 
 STILL = 0.05  # of a typical fast speed: a minimum-jerk motion is below it during the first and last 4 % of its time
-MOVING = 0.25  # of the same: fast enough that a picture must show it
+MOVING = 0.15  # of the same: fast enough that a picture must show it
 DESCRIPTOR_TIMES, DESCRIPTOR_SIZE = 16, 32
 DIGITS = 6
+INVERTED = 0.3  # of pooled correlation: oscillations correlate with the wrong sign half a period away, but less
 
 
-def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibration) -> tuple[dict[str, Any], Float64[np.ndarray, " rows"]]:
-    """Everything that is kept of an episode's numbers, and how fast its states change in each row, in units of the typical fast speed.
+def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibration) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Everything that is kept of an episode's numbers; how fast its states change in each row, in units of the typical fast speed; states.
 
-    The speed is of no length if there are no numbers or they are not finite.
+    The last two are of no length if there are no numbers or they are not finite.
     """
     actions, states = np.asarray(reader.actions(episode), np.float64), np.asarray(reader.proprio(episode), np.float64)
     bad = {name: _not_finite(values) for name, values in (("actions", actions), ("proprio", states))}
@@ -30,7 +31,7 @@ def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibrati
         "times": _times(reader.times(episode)),
     }
     if summary["not_finite"] or not len(actions):
-        return summary, np.zeros(0)
+        return summary, np.zeros(0), np.zeros((0, 0))
     for name, values in (("actions", actions), ("proprio", states)):
         summary[name] = _dimensions(values, calibration.ranges[name])
     action_rows, states = by_row(reader, episode)
@@ -40,7 +41,7 @@ def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibrati
     if len(states) >= ROWS and calibration.relations:
         summary["follow"] = _follow(action_rows, states, calibration)
     summary["descriptor"] = _descriptor(action_rows, states, calibration)
-    return summary, speed
+    return summary, speed, states
 
 
 def _not_finite(values: Float64[np.ndarray, "rows dims"]) -> str | None:
@@ -121,7 +122,7 @@ def _gripper(command: Float64[np.ndarray, " rows"], openings: Float64[np.ndarray
 def _follow(actions: np.ndarray, states: np.ndarray, calibration: Calibration) -> dict[str, Any]:
     """How each related state follows its action: correlations over lags, pooled, with the best lag in fractions of a row.
 
-    `cross` is the table of correlations between all related actions (rows) and states (columns) at the lag where they are strongest,
+    `cross` is the table of correlations between all related actions (rows) and states (columns) at the usual lag or beside it,
     signed so that the dataset's own relations are positive; `slope` is the state's change per unit of action, at the best lag.
     """
     relations = calibration.relations
@@ -141,9 +142,12 @@ def _follow(actions: np.ndarray, states: np.ndarray, calibration: Calibration) -
     energy = np.minimum(np.abs(steps[:, columns]).max(0) / np.where(scale > 0, scale, np.inf), 1.0)  # dims that hardly move have no say
     pooled = own @ energy / max(energy.sum(), 1e-12)
     best = int(pooled.argmax())
-    strongest = max(tables, key=lambda lag: float(np.abs(tables[lag]).sum()))
+    if -pooled.min() > pooled[best] + INVERTED:  # most dimensions have the other sign
+        best = int(pooled.argmin())
+    near = [lag for lag in range(calibration.lag - 1, calibration.lag + 2) if lag in tables] or list(tables)
+    strongest = best - LAGS if best - LAGS in near else max(near, key=lambda lag: float(np.abs(tables[lag]).sum()))
     return {
-        "lag": round(best - LAGS + _vertex(pooled, best), 3) if energy.max(initial=0) > MOVING else None,
+        "lag": round(best - LAGS + _vertex(np.abs(pooled), best), 3) if energy.max(initial=0) > MOVING else None,
         "fit": round(float(pooled[best]), 4),
         "own": own[best].round(4).tolist(),
         "energy": energy.round(4).tolist(),
@@ -185,8 +189,3 @@ def _descriptor(actions: np.ndarray, states: np.ndarray, calibration: Calibratio
 
 def _positive(scale: np.ndarray) -> np.ndarray:
     return np.where(scale > 1e-9, scale, 1.0)
-
-
-def longest(mask: np.ndarray) -> tuple[int, int]:
-    """First place and length of the longest run of true values; (0, 0) if there is none."""
-    return max(runs(mask), key=lambda run: run[1], default=(0, 0))
