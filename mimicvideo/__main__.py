@@ -15,6 +15,7 @@ VERBS = {
     "predict": "predictions for a data set",
     "rollout": "runs a policy in a benchmark: success rates, latency, videos",
     "report": "one self-contained HTML page of a study: success table, curves, videos",
+    "audit": "looks at every episode of a training's datasets: samples, faults, a quarantine list, a report",
     "check": "checks a configuration of fit and counts its parameters, without a GPU or weights",
     "captions": "a vision-language model writes a long description of every episode of a data set",
     "export": "a policy's checkpoint becomes a folder to give away, with model card and hashes",
@@ -35,6 +36,7 @@ examples:
   mimicvideo fit --config conf/experiment/quickstart_video.yaml --trainer.max_steps=500 --run_dir=runs/video
   mimicvideo fit --config conf/experiment/quickstart_action.yaml --model.block=5 --run_dir=runs/action
   mimicvideo check --config conf/experiment/libero_goal_action.yaml
+  mimicvideo audit --config conf/experiment/quickstart_action.yaml --num_workers 2 --out runs/audit
   mimicvideo rollout --config conf/rollout.yaml --policy runs/action/checkpoints/last.ckpt
   mimicvideo sweep fit experiment=quickstart_action model.init_args.block=1,3,5 hydra/launcher=joblib
 """
@@ -78,6 +80,11 @@ def run(verb: str, argv: list[str]) -> None:
         from mimicvideo.check import print_sizes
 
         print_sizes(argv[1:])
+    elif verb == "audit":
+        from mimicvideo.audit.command import audit
+        from mimicvideo.check import training_data
+
+        sys.exit(audit(argv[1:], training_data))
     elif verb in ("fit", "validate", "test", "predict"):
         from mimicvideo.compose import compose_argv
 

@@ -87,6 +87,23 @@ def _sizes(model: dict[str, Any]) -> dict[str, int]:
     return sizes
 
 
+def training_data(argv: list[str]) -> dict[str, Any]:
+    """`class_path` and `init_args` of the data that a configuration of `fit` chooses, after all checks; nothing is built.
+
+    Args:
+        argv: Flags of `fit`.
+
+    Raises:
+        ConfigError: If the configuration is refused, or chooses no data.
+    """
+    from mimicvideo.compose import compose_argv
+
+    data = _checked(compose_argv(["fit", *argv])[1:]).get("data")
+    if not data:
+        raise ConfigError("the configuration chooses no data: --config conf/experiment/NAME.yaml, or --data FILE_OR_FOLDER in its place")
+    return data
+
+
 def print_sizes(argv: list[str]) -> None:
     """`mimicvideo check`: the result of `experiment_sizes` and the memory that a device needs, as tables.
 

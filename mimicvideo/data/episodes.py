@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Float64, Int, UInt8
 
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.hashes import file_sha256
@@ -174,6 +174,29 @@ class Episodes(ABC):
             self._keep(episode.index, whole)
             return whole[rows]
         return self._tiled(episode, wanted)[back]
+
+    def times(self, episode: Any) -> Float64[np.ndarray, " rows"] | None:
+        """Seconds at which the rows were recorded; None if the dataset says no more than its rate."""
+        return None
+
+    def damage(self, episode: Any) -> str | None:
+        """What is wrong with an episode's pictures when every one is decoded strictly, which `frames` does not do; None if nothing is."""
+        return None
+
+    def leave_out(self, reasons: Mapping[int, str], because: str) -> None:
+        """Moves episodes to `skipped`, saying so. They do not count towards `max_bad_fraction`: somebody has decided it.
+
+        Raises:
+            DatasetError: If no episode is left.
+        """
+        left_out = {episode.index: reasons[episode.index] for episode in self.episodes if episode.index in reasons}
+        self.skipped.update({index: f"{because}: {reason}" for index, reason in left_out.items()})
+        self.episodes = [episode for episode in self.episodes if episode.index not in left_out]
+        if left_out:
+            text = "; ".join(f"episode {index}: {reason}" for index, reason in left_out.items())
+            log.warning("left out %d of %d episodes of %s for %s: %s", len(left_out), len(self.listed), self.root, because, text)
+        if not self.episodes:
+            raise DatasetError(f"no usable episode of {self.root} is left after {because}")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,17 +1,18 @@
 """LeRobotEpisodes: a LeRobotDataset on disk as episodes of frames, states and actions. It needs pyarrow and PyAV only."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Float64, Int, UInt8
 
 from mimicvideo.data.decode import decode_frames
 from mimicvideo.data.episodes import Camera, Episodes, choose_cameras
 from mimicvideo.data.errors import DatasetError, VideoError
-from mimicvideo.data.lerobot_tables import LeRobotEpisode, Tables, read_tables
-from mimicvideo.data.scan import Verify, find_problems
+from mimicvideo.data.lerobot_tables import LeRobotEpisode, Tables, read_tables, read_timestamps
+from mimicvideo.data.scan import Verify, find_problems, video_damage
 
 
 class LeRobotEpisodes(Episodes):
@@ -62,6 +63,16 @@ class LeRobotEpisodes(Episodes):
 
     def proprio(self, episode: LeRobotEpisode) -> Float32[np.ndarray, "rows proprio_dim"]:
         return self.tables.states[episode.start : episode.start + episode.length]
+
+    def times(self, episode: LeRobotEpisode) -> Float64[np.ndarray, " rows"] | None:
+        return None if self._timestamps is None else self._timestamps[episode.start : episode.start + episode.length]
+
+    def damage(self, episode: LeRobotEpisode) -> str | None:
+        return video_damage(self.tables, episode, self._stored_cameras)
+
+    @cached_property
+    def _timestamps(self) -> Float64[np.ndarray, " rows"] | None:
+        return read_timestamps(self.tables)
 
     def _decode(self, episode: LeRobotEpisode, camera: Camera, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height width 3"]:
         span = episode.videos[camera.key]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from mimicvideo.data.episodes import Camera, Episode
 from mimicvideo.data.errors import DatasetError
@@ -86,6 +86,21 @@ def read_tables(root: str | Path) -> Tables:
         files=[*meta.files, *meta.data_files],
         manifest=meta.manifest,
     )
+
+
+def read_timestamps(tables: Tables) -> Float64[np.ndarray, " rows"] | None:
+    """The `timestamp` of every row of a dataset, in the order of `tables.states`; None if it has none."""
+    parts: dict[str, list[np.ndarray]] = {"episode_index": [], "frame_index": [], "timestamp": []}
+    for path in tables.files:
+        if "meta" in path.relative_to(tables.root).parts:
+            continue
+        table = read_parquet(tables.root, path, tuple(parts))
+        if "timestamp" not in table.column_names:
+            return None
+        for name, chunks in parts.items():
+            chunks.append(table[name].to_numpy().astype(np.float64))
+    episode, frame, timestamp = (np.concatenate(chunks) for chunks in parts.values())
+    return timestamp[np.lexsort((frame, episode))]
 
 
 def _read_rows(root: Path, files: list[Path], features: dict[str, Any]) -> dict[str, np.ndarray]:

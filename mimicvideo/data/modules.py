@@ -26,6 +26,7 @@ from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order,
 from mimicvideo.data.scan import Verify
 from mimicvideo.data.sources import Source, require_same
 from mimicvideo.data.spec import DatasetSpec
+from mimicvideo.data.split import validation_episodes
 from mimicvideo.data.view import viewed
 from mimicvideo.data.window import Window
 
@@ -68,6 +69,7 @@ class ClipData(LightningDataModule):
         min_rows: Rows that an episode needs; see `open_episodes`.
         require_full_windows: Whether an episode shorter than one window counts as one that cannot be used.
         verify: `quick` or `full`; see `open_episodes`.
+        quarantine: A file of `mimicvideo audit` that lists episodes to leave out.
         ram_cache_gb: Decoded frames kept per process, in 10^9 bytes.
         remote_cache_gb: Copies of files of remote datasets (roots such as s3://…) kept on disk, in 10^9 bytes.
         cache_dir: Where statistics are kept; None is beside the data, or in the user's cache if that cannot be written.
@@ -106,6 +108,7 @@ class ClipData(LightningDataModule):
         min_rows: int = 2,
         require_full_windows: bool = False,
         verify: Verify = "quick",
+        quarantine: str | None = None,
         ram_cache_gb: float = 2.0,
         remote_cache_gb: float = 100.0,
         cache_dir: str | None = None,
@@ -142,6 +145,7 @@ class ClipData(LightningDataModule):
             "max_bad_fraction": max_bad_fraction,
             "min_rows": max(min_rows, self.window.span) if require_full_windows else min_rows,
             "verify": verify,
+            "quarantine": quarantine,
             "ram_cache_gb": ram_cache_gb,
             "remote_cache_gb": remote_cache_gb,
         }
@@ -163,9 +167,7 @@ class ClipData(LightningDataModule):
         """
         if self.readers:
             return
-        readers: dict[str, Episodes] = {
-            name: self._view(source.open(self._cameras, size=self._size, **self._reader_options)) for name, source in self._sources.items()
-        }
+        readers: dict[str, Episodes] = {name: self.open_source(name) for name in self._sources}
         self._check_alike(readers)
         training, validating = divide(readers, self._split, {name: reader.skipped for name, reader in readers.items()})
         if not training:
@@ -186,6 +188,23 @@ class ClipData(LightningDataModule):
         """What training takes from each dataset, with the probability of a sample to come from it."""
         self.setup()
         return self._mixture.shares(self._training, self._anchors(self._training))
+
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the datasets."""
+        return list(self._sources)
+
+    def open_source(self, name: str, **options: Any) -> Episodes:
+        """One of the datasets as training reads it, but for `options` of `Source.open`.
+
+        Raises:
+            DatasetError: If it cannot be used.
+        """
+        return self._view(self._sources[name].open(self._cameras, **{"size": self._size, **self._reader_options, **options}))
+
+    def held_out(self, reader: Episodes) -> set[int]:
+        """Indices of a dataset's episodes that validate."""
+        return validation_episodes(list(zip(reader.listed.indices.tolist(), reader.listed.tasks, strict=True)), **self._split)
 
     @property
     def skipped(self) -> dict[str, str]:

@@ -41,6 +41,11 @@ def find_problems(tables: Tables, cameras: list[Camera], min_rows: int, verify: 
     return {episode.index: text for episode, text in zip(tables.episodes, found, strict=True) if text}
 
 
+def video_damage(tables: Tables, episode: LeRobotEpisode, cameras: list[Camera]) -> str | None:
+    """What is wrong with an episode's videos when every frame is decoded strictly."""
+    return _video_problem(tables, episode, cameras, _look, None)
+
+
 def _too_short(episode: LeRobotEpisode, min_rows: int) -> str | None:
     return f"it has {episode.length} rows, fewer than {min_rows}" if episode.length < min_rows else None
 

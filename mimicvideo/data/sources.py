@@ -7,6 +7,7 @@ from typing import Any
 from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.open import open_episodes
+from mimicvideo.data.quarantine import read_quarantine
 from mimicvideo.data.spec import DatasetSpec
 
 
@@ -26,13 +27,16 @@ class Source:
     spec: DatasetSpec | str | None = None
     cameras: list[str] | None = None
 
-    def open(self, cameras: list[str] | None, **options: Any) -> Episodes:
-        """The dataset's episodes.
+    def open(self, cameras: list[str] | None, quarantine: str | None = None, **options: Any) -> Episodes:
+        """The dataset's episodes, without those of a quarantine.
 
         Raises:
-            DatasetError: If it cannot be used.
+            DatasetError: If it cannot be used, or the quarantine is of another dataset.
         """
-        return open_episodes(self.root, self.cameras or cameras, spec=self.spec, **options)
+        episodes = open_episodes(self.root, self.cameras or cameras, spec=self.spec, **options)
+        if quarantine is not None:
+            episodes.leave_out(read_quarantine(quarantine, episodes.root, episodes.tables_fingerprint), f"quarantine {quarantine}")
+        return episodes
 
 
 def require_same(readers: Mapping[str, Episodes], what: str, value: Callable[[Episodes], Any]) -> None:

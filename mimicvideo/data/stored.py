@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Float64, Int, UInt8
 
 from mimicvideo.data.align import Rows
 from mimicvideo.data.episodes import Camera, Episode, Episodes, choose_cameras
@@ -117,6 +117,13 @@ class StoredEpisodes(Episodes):
 
     def proprio(self, episode: StoredEpisode) -> Float32[np.ndarray, "rows proprio_dim"]:
         return episode.proprio
+
+    def times(self, episode: StoredEpisode) -> Float64[np.ndarray, " rows"] | None:
+        found = self.store.times(episode.entry, self.cameras[0].key)
+        return None if found is None else found[episode.kept]
+
+    def damage(self, episode: StoredEpisode) -> str | None:
+        return self.store.problem(episode.entry, [camera.key for camera in self.cameras], True)
 
     def _decode(self, episode: StoredEpisode, camera: Camera, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height width 3"]:
         wanted, back = episode.kept[rows], None

@@ -42,7 +42,7 @@ def lora_step(bench: Bench, effort: Effort, save: Save) -> Row:
 
     def loss(seed: int) -> Tensor:
         draws = torch.Generator().manual_seed(seed)
-        return 100 * finetune.velocity_error(latents, prompt, finetune.noise.sample(1, draws), draws)
+        return 100 * finetune.velocity_errors(latents, prompt, finetune.noise.sample(1, draws), draws).mean()
 
     settings: list[tuple[str, Execution | None, Checkpointing]] = [("diffusers, eager, full checkpointing", None, True)]
     settings += [("ours, no checkpointing", bench.execution(), False), ("ours, selective", bench.execution(), "selective")]

@@ -1,0 +1,160 @@
+"""The pictures of one episode in a summary of bounded size: how they look, whether they move when the robot does, and when they jump."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from mimicvideo.audit.robust import runs
+from mimicvideo.audit.signals import MOVING
+from mimicvideo.data.episodes import Camera, Episode, Episodes
+
+CHUNK = 64  # frames in memory at once
+CELLS = 24  # cells along the longer side
+PIXELS = 4  # sampled pixels along a cell's side at most: their mean has a quarter of the codec's noise
+SIGNATURE = 8  # cells along a side of the mean picture
+BLACK = 12.0  # of 255: video black is 0, noise and compression lift it by a few levels
+UNIFORM = 2.0  # levels of standard deviation over a picture: less than the noise of any camera
+STILL = 0.5  # levels: no cell's mean changes by what an 8-bit picture could show
+GLIMPSE = 4 * SIGNATURE * SIGNATURE  # luma of the first, last and two middle frames, to tell scenes apart
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+LAGS, COMPONENTS, EXPLAINED = 3, 4, 256
+
+
+def summarise_pictures(
+    reader: Episodes, episode: Episode, speed: Float64[np.ndarray, " rows"], states: Float64[np.ndarray, "rows proprio_dim"]
+) -> dict[str, Any]:
+    """By camera. `speed` and `states` are those of `signals.summarise_numbers`, or of no length.
+
+    Raises:
+        DatasetError: If a video cannot be read.
+    """
+    cells: dict[str, list[np.ndarray]] = {camera.name: [] for camera in reader.cameras}
+    for frames in _chunks(reader, episode):
+        for camera, part in _views(reader.cameras, frames):
+            cells[camera.name].append(_cells(part))
+    return {name: _summarise(np.concatenate(parts), speed, states) for name, parts in cells.items()}
+
+
+def _chunks(reader: Episodes, episode: Episode) -> Iterator[UInt8[np.ndarray, "n height tiled_width 3"]]:
+    """All frames, at most 2 CHUNK at a time: readers decode a whole episode if they are asked for half of it."""
+    size = CHUNK if episode.length > 2 * CHUNK else episode.length
+    for start in range(0, episode.length, size):
+        yield reader.frames(episode, np.arange(start, min(start + size, episode.length)))
+
+
+def _views(cameras: list[Camera], frames: np.ndarray) -> Iterator[tuple[Camera, np.ndarray]]:
+    left = 0
+    for camera in cameras:
+        yield camera, frames[:, :, left : left + camera.width]
+        left += camera.width
+
+
+def _cells(frames: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n rows columns 3"]:
+    """Means over a grid of square cells, of evenly sampled pixels."""
+    side = max(frames.shape[1:3])
+    step = max(1, side // (CELLS * PIXELS))
+    sampled = frames[:, ::step, ::step]
+    cell = max(1, min(PIXELS, max(sampled.shape[1:3]) // CELLS, *sampled.shape[1:3]))
+    rows, columns = sampled.shape[1] // cell, sampled.shape[2] // cell
+    blocks = sampled[:, : rows * cell, : columns * cell].reshape(len(frames), rows, cell, columns, cell, 3)
+    return blocks.mean(axis=(2, 4), dtype=np.float32)
+
+
+def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray, states: np.ndarray) -> dict[str, Any]:
+    light = cells @ LUMA
+    level, contrast = light.mean((1, 2)), light.std((1, 2))
+    black, blank = level < BLACK, (contrast < UNIFORM) & (level >= BLACK)
+    seen = ~(black | blank)
+    steps = np.diff(light, axis=0)
+    peak, mean = np.abs(steps).max((1, 2), initial=0.0), np.abs(steps).mean((1, 2))
+    numbers = len(speed) == len(light)
+    moving = speed[:-1] > MOVING if numbers else np.ones(len(steps), bool)
+    # A tenth of what the episode's pictures change at that speed: slow motion and the pulse of key frames stay above and below.
+    pace = np.minimum(speed[:-1], 1.0) if numbers else np.ones(len(steps))
+    still = peak < np.maximum(STILL, 0.1 * pace * np.percentile(peak[moving], 75) if moving.any() else STILL)
+    start, length, within = max(((s, n, int(moving[s : s + n].sum())) for s, n in runs(still)), key=lambda run: run[2], default=(0, 0, 0))
+    summary = {
+        "signature": _signature(_median(cells[seen] if seen.any() else cells)),
+        "glimpse": [
+            value for place in np.linspace(0, len(cells) - 1, 4).round().astype(int) for value in _signature(light[place, ..., None])
+        ],
+        "hash": hashlib.sha256(np.ascontiguousarray(cells).tobytes()).hexdigest()[:16] if peak.max(initial=0.0) > STILL else None,
+        "level": round(float(level.mean()), 2),
+        "black": [int(black.sum()), int(black.argmax())],
+        "blank": [int(blank.sum()), int(blank.argmax())],
+        "frozen": {
+            "share": round(float((still & moving).sum() / max(moving.sum(), 1)), 4),
+            "moving": within,
+            "rows": length,
+            "row": start + 1,
+        },
+        "activity": round(float(np.median(mean[moving])) if moving.any() else 0.0, 4),
+        **_jumps(steps, mean, speed[:-1] if numbers else None, moving),
+    }
+    if len(states) == len(light):
+        summary["unexplained"] = _unexplained(light, states)
+    return summary
+
+
+def _median(cells: Float32[np.ndarray, "n rows columns 3"]) -> Float32[np.ndarray, "rows columns 3"]:
+    """The median picture over time, which moving things do not disturb."""
+    return np.median(cells[:: max(1, len(cells) // 64)], axis=0)
+
+
+def _signature(picture: Float32[np.ndarray, "rows columns channels"]) -> list[int]:
+    """A picture's means over SIGNATURE x SIGNATURE cells."""
+    for axis in (0, 1):
+        edges = np.linspace(0, picture.shape[axis], SIGNATURE + 1).astype(int)
+        starts = np.minimum(edges[:-1], picture.shape[axis] - 1)  # pictures of fewer cells repeat them
+        sums = np.add.reduceat(picture, starts, axis=axis)
+        picture = sums / np.expand_dims(np.maximum(np.diff(edges), 1), tuple(a for a in range(3) if a != axis))
+    return picture.round().astype(int).ravel().tolist()
+
+
+def _jumps(steps: np.ndarray, mean: np.ndarray, speed: np.ndarray | None, moving: np.ndarray) -> dict[str, Any]:
+    """The largest change of brightness that all of the picture shares, and the largest change for the speed at which the robot moves.
+
+    `flash` is the median change of the cells in levels, where at least nine tenths of them change the same way; `leap` the natural
+    logarithm of the change per speed over the episode's median. Both with the row in which they are.
+    """
+    if not len(steps):
+        return {"flash": [0.0, 0], "leap": [0.0, 0]}
+    middle = np.median(steps, axis=(1, 2))
+    together = (np.sign(steps) == np.sign(middle)[:, None, None]).mean((1, 2)) >= 0.9
+    flash = np.where(together, np.abs(middle), 0.0)
+    change = np.where(moving, mean if speed is None else mean / (speed + MOVING), 0.0)
+    usual = float(np.median(change[change > 0])) if (change > 0).any() else 0.0
+    leap = np.log(np.maximum(change, 1e-6) / usual) if usual > 0 else np.zeros(len(change))
+    return {
+        "flash": [round(float(flash.max()), 2), int(flash.argmax()) + 1],
+        "leap": [round(float(leap.max()), 4), int(leap.argmax()) + 1],
+    }
+
+
+def _unexplained(light: Float32[np.ndarray, "n rows columns"], states: Float64[np.ndarray, "n dims"]) -> list[float] | None:
+    """The share of the picture's variance that no linear function of the states explains, if pictures come -LAGS ... LAGS rows later.
+
+    Pictures are their first COMPONENTS principal components, of the middle EXPLAINED rows. None where there are too few rows.
+    """
+    start = max(0, (len(light) - EXPLAINED) // 2)
+    light, states = light[start : start + EXPLAINED], states[start : start + EXPLAINED]
+    states = states[:, states.std(0) > 1e-9]
+    if not states.shape[1] or len(states) - LAGS < 3 * (states.shape[1] + 1):
+        return None
+    flat = light.reshape(len(light), -1).astype(np.float64)
+    flat -= flat.mean(0)
+    _, vectors = np.linalg.eigh(flat @ flat.T)
+    scores = vectors[:, -COMPONENTS:] * np.linalg.norm(flat.T @ vectors[:, -COMPONENTS:], axis=0)
+    inputs = np.column_stack([(states - states.mean(0)) / states.std(0), np.ones(len(states))])
+    shares = []
+    for lag in range(-LAGS, LAGS + 1):
+        # The same number of rows for each lag, so that each is fitted as easily.
+        rows = len(states) - 2 * LAGS
+        drive, seen = inputs[LAGS : LAGS + rows], scores[LAGS + lag : LAGS + lag + rows]
+        left = seen - drive @ np.linalg.lstsq(drive, seen, rcond=None)[0]
+        total = ((seen - seen.mean(0)) ** 2).sum()
+        shares.append(round(float((left**2).sum() / total), 6) if total > 0 else 1.0)
+    return shares

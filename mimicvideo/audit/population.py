@@ -1,0 +1,104 @@
+"""What is usual in a dataset: each quantity of the episodes' summaries, with its median and spread over a sample of bounded size."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from mimicvideo.audit.calibration import ROWS
+from mimicvideo.audit.robust import SAMPLE, Usual, evenly, usual
+
+NOTHING = usual([])
+SMALLEST = 1e-9  # magnitudes below count as zero
+
+
+class Population:
+    """Statistics of all quantities by name.
+
+    Args:
+        summaries: Of the episodes.
+        count: How many there are.
+    """
+
+    def __init__(self, summaries: Iterable[dict[str, Any]], count: int) -> None:
+        chosen = set(evenly(count, SAMPLE).tolist())
+        values: dict[str, list[float | None]] = {}
+        signatures: dict[str, list[list[int]]] = {}
+        unexplained: dict[str, list[list[float]]] = {}
+        for place, summary in enumerate(summaries):
+            if place in chosen:
+                for name, value in quantities(summary):
+                    values.setdefault(name, []).append(value)
+                for camera, pictures in summary.get("pictures", {}).items():
+                    signatures.setdefault(camera, []).append(pictures["signature"])
+                    if pictures.get("unexplained"):
+                        unexplained.setdefault(camera, []).append(pictures["unexplained"])
+        self._usual = {name: usual(found) for name, found in values.items()}
+        self.signatures: dict[str, Float64[np.ndarray, " values"]] = {
+            camera: np.median(np.array(found, np.float64), axis=0) for camera, found in signatures.items()
+        }
+        self.distances = {
+            camera: usual(distance(np.array(one, np.float64), self.signatures[camera]) for one in found)
+            for camera, found in signatures.items()
+        }
+        self.unexplained = {camera: np.median(found, axis=0) for camera, found in unexplained.items()}
+        self.losses = {
+            camera: usual(loss(one, int(self.unexplained[camera].argmin())) for one in found) for camera, found in unexplained.items()
+        }
+
+    def __getitem__(self, name: str) -> Usual:
+        return self._usual.get(name, NOTHING)
+
+
+def quantities(summary: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """What is compared between episodes, by name."""
+    yield "length", math.log(max(summary["length"], 1))
+    numbers = summary.get("numbers", {})
+    for kind in ("actions", "proprio"):
+        if kind not in numbers:
+            continue
+        table = numbers[kind]
+        for dim, (low, high, limit) in enumerate(zip(table["min"], table["max"], table["at_limit"], strict=True)):
+            yield f"{kind}/{dim}/constant", float(low == high)
+            yield f"{kind}/{dim}/magnitude", math.log10(max(abs(low), abs(high), SMALLEST))
+            yield f"{kind}/{dim}/at_limit", limit if low < high and summary["length"] >= ROWS else None
+    if "idle" in numbers:
+        yield "idle/head", numbers["idle"][0]
+        yield "idle/tail", numbers["idle"][1]
+    for number, gripper in enumerate(numbers.get("gripper", ())):
+        for name in ("min", "max", "first"):
+            yield f"gripper/{number}/{name}", gripper[name]
+        yield f"gripper/{number}/opens", math.copysign(1, gripper["opens"]) if abs(gripper["opens"]) >= 0.5 else None
+    if (follow := numbers.get("follow")) is not None:
+        yield "follow/lag", follow["lag"]
+        yield "follow/fit", follow["fit"]
+        for number, own in enumerate(follow["own"]):
+            yield f"follow/{number}/own", own
+            yield f"follow/{number}/cross", follow["cross"][number][number]
+            yield f"follow/{number}/slope", log_slope(follow["slope"][number])
+    if numbers.get("times"):
+        yield "times/largest", numbers["times"]["largest"] / numbers["times"]["step"] if numbers["times"]["step"] > 0 else None
+    for camera, pictures in summary.get("pictures", {}).items():
+        for name in ("black", "blank"):
+            yield f"{camera}/{name}", pictures[name][0]
+        yield f"{camera}/frozen", pictures["frozen"]["share"]
+        yield f"{camera}/frozen moving", pictures["frozen"]["moving"]
+        yield f"{camera}/flash", pictures["flash"][0]
+        yield f"{camera}/leap", pictures["leap"][0]
+
+
+def loss(unexplained: list[float], lag: int) -> float:
+    """How many times more of the pictures is unexplained at a lag than at the best one, as a natural logarithm."""
+    return math.log(max(unexplained[lag], SMALLEST) / max(min(unexplained), SMALLEST))
+
+
+def log_slope(slope: float | None) -> float | None:
+    """Decimal logarithm of a slope's size."""
+    return math.log10(max(abs(slope), SMALLEST)) if slope is not None else None
+
+
+def distance(one: Float64[np.ndarray, " values"], other: Float64[np.ndarray, " values"]) -> float:
+    """Root mean square difference of two signatures, in levels of 255."""
+    return float(np.sqrt(np.mean((one - other) ** 2)))

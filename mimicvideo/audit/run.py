@@ -1,0 +1,105 @@
+"""One audit from open datasets to files: progress, table, JSON, quarantine, report."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mimicvideo.audit.dataset import Audited, Plan, audit_dataset, unopened
+from mimicvideo.audit.findings import KINDS
+from mimicvideo.audit.report import write_report
+from mimicvideo.audit.sources import open_all
+from mimicvideo.audit.table import print_table
+from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.modules import ClipData
+from mimicvideo.data.quarantine import write_quarantine
+from mimicvideo.data.scan import Verify
+from mimicvideo.provenance import command_line
+
+VERSION = 1  # of audit.json
+
+
+def run_audit(data: ClipData, out: Path, num_workers: int, verify: Verify, language: str, max_thumbnails: int) -> list[Audited]:
+    """Audits the datasets of a configuration one after the other and writes `audit.json`, `audit.html` and `quarantine.json` into `out`.
+
+    Raises:
+        DatasetError: If none of them can be opened.
+        OSError: If results cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    window, console = data.window, Console()
+    results: list[Audited] = []
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeElapsedColumn()]
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+        for name in data.source_names:
+            try:
+                reader = open_all(data, name)
+            except DatasetError as error:
+                results.append(unopened(name, str(error)))
+                continue
+            plan = Plan(window, verify, language, num_workers, out)
+            task = progress.add_task(name, total=sum(episode.length for episode in reader.episodes))
+            results.append(audit_dataset(name, reader, data.held_out(reader), plan, _advance(progress, task)))
+    opened = {audited.name: audited for audited in results if audited.problem is None}
+    if not opened:
+        raise DatasetError("; ".join(f"{audited.name}: {audited.problem}" for audited in results))
+    content = to_json(results, data)
+    (out / "audit.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    quarantine = {
+        name: {"root": one.content["root"], "fingerprint": one.fingerprint, "episodes": one.findings.quarantined}
+        for name, one in opened.items()
+    }
+    write_quarantine(out / "quarantine.json", quarantine)
+    write_report(out / "audit.html", content, results, max_thumbnails)
+    print_table(console, content, out)
+    return results
+
+
+def to_json(results: list[Audited], data: ClipData) -> dict[str, Any]:
+    """The content of audit.json."""
+    window = data.window
+    return {
+        "version": VERSION,
+        "command": command_line(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "window": {
+            "observed": window.observed,
+            "future": window.future,
+            "frame_interval": window.frame_interval,
+            "horizon": window.horizon,
+            "rows": window.span,
+        },
+        "datasets": [
+            {
+                "name": audited.name,
+                **audited.content,
+                "fingerprint": audited.fingerprint,
+                "problem": audited.problem,
+                "counts": dict(audited.findings.counts),
+                "errors": audited.findings.number("error"),
+                "warnings": audited.findings.number("warning"),
+                "quarantined": len(audited.findings.quarantined),
+                "findings": [
+                    {"kind": finding.kind, "severity": finding.severity, "episode": finding.episode, "text": finding.text}
+                    for finding in audited.findings
+                ],
+            }
+            for audited in results
+        ],
+        "kinds": {kind: {"severity": severity, "means": means} for kind, (severity, means) in KINDS.items()},
+    }
+
+
+def _advance(progress: Progress, task: TaskID) -> Callable[[int, bool], None]:
+    def advance(frames: int, new: bool) -> None:
+        if not new:  # what was read before says nothing about how long the rest takes
+            progress.update(task, total=(progress.tasks[task].total or 0) - frames)
+        else:
+            progress.advance(task, frames)
+
+    return advance
