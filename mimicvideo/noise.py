@@ -3,13 +3,35 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all samples, or one for each
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes takes of the numbers that one generator draws for the batches of all of them.
+
+    Every process draws for all and keeps its own rows, so that the numbers of a sample do not depend on how many processes there are.
+
+    Attributes:
+        generator: The CPU's, the same in all processes.
+        first: Of the samples of all processes, the first that is this one's.
+        count: This process's samples.
+        total: All samples.
+    """
+
+    generator: torch.Generator
+    first: int
+    count: int
+    total: int
+
+
+Generators = torch.Generator | Share | Sequence[torch.Generator] | None  # one for all samples, a share of one, or one for each
+_MOST_SHARED = 2**24  # numbers that each process draws for all; of larger draws each sample has its own generator
 Grid = Literal["predict2", "predict2_5", "shifted"]
 
 
@@ -166,17 +188,31 @@ def standard_normal(shape: Sequence[int], generator: Generators, device: torch.d
     from generator i.
     """
     if not isinstance(generator, torch.Generator):
-        return joined(lambda count, one: standard_normal((count, *shape[1:]), one, device), shape[0], generator)
+        size = math.prod(shape[1:])
+        return joined(lambda count, one: standard_normal((count, *shape[1:]), one, device), shape[0], generator, size)
     if device.type == "cpu":
         return torch.randn(tuple(shape), generator=generator)
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     return torch.randn(tuple(shape), generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
-def joined(draw: Callable[[int, torch.Generator | None], Tensor], count: int, generator: Generators) -> Tensor:
-    """`draw(count, generator)`; with one generator per sample, the rows that each of them draws, sample by sample."""
+def joined(draw: Callable[[int, Any], Tensor], count: int, generator: Generators, size: int = 1) -> Tensor:
+    """`draw(count, generator)`; with one generator per sample, the rows that each of them draws, sample by sample.
+
+    Args:
+        draw: Draws so many rows with a generator.
+        count: Rows, the same number for each sample.
+        generator: See `Generators`.
+        size: Numbers of a row, which decide how a share is drawn.
+    """
     if generator is None or isinstance(generator, torch.Generator):
         return draw(count, generator)
+    if isinstance(generator, Share):
+        rows, last = count // generator.count, generator.first + generator.count
+        if generator.total * rows * size <= _MOST_SHARED:
+            return draw(generator.total * rows, generator.generator)[generator.first * rows : last * rows]
+        seeds = torch.randint(2**63 - 1, (generator.total,), generator=generator.generator)[generator.first : last].tolist()
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.cat([draw(count // len(generator), one) for one in generator])
 
 
@@ -184,6 +220,8 @@ def gaussian(shape: Sequence[int], generator: Generators) -> Tensor:
     """Standard normal numbers on the CPU; with one generator per sample, row i comes from generator i."""
     if generator is None or isinstance(generator, torch.Generator):
         return torch.randn(tuple(shape), generator=generator)
+    if isinstance(generator, Share):
+        return standard_normal(shape, generator, torch.device("cpu"))
     if len(generator) != shape[0]:
         raise ValueError(f"got {len(generator)} generators for a batch of {shape[0]}")
     return torch.stack([torch.randn(tuple(shape[1:]), generator=one) for one in generator])

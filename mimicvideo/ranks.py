@@ -8,27 +8,29 @@ from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from mimicvideo.noise import Share
+
 
 def processes(module: LightningModule) -> int:
     """How many train together; 1 without a trainer."""
     return 1 if module._trainer is None else module._trainer.world_size
 
 
-def training_positions(number: int, size: int, module: LightningModule) -> list[int]:
-    """Positions in the whole training of the samples of a process's batch, as `data.sampler.BatchStream` shares them out.
+def training_share(generator: torch.Generator, size: int, module: LightningModule) -> Share:
+    """What a process draws for its training batch, as `data.sampler.BatchStream` shares samples out.
 
     Args:
-        number: Of the batch, counted from the start of training.
+        generator: Of the batches of all processes; each has the same.
         size: Samples of one process.
         module: Knows which process this is.
     """
-    first = (number * processes(module) + module.global_rank) * size
-    return list(range(first, first + size))
+    return Share(generator, module.global_rank * size, size, processes(module) * size)
 
 
 def validation_positions(batch: Mapping[str, Any], number: int, size: int, module: LightningModule) -> list[int]:
-    """Places of a batch's samples in the list that is validated on: what the batch says, else counted as in training."""
-    return batch["position"].tolist() if "position" in batch else training_positions(number, size, module)
+    """Places of a batch's samples in the list that is validated on: what the batch says, else counted in turns."""
+    first = (number * processes(module) + module.global_rank) * size
+    return batch["position"].tolist() if "position" in batch else list(range(first, first + size))
 
 
 def counted(batch: Mapping[str, Any], size: int, module: LightningModule) -> Float[Tensor, " batch"]:

@@ -40,7 +40,7 @@ class ActionPolicy(LightningModule):
     Training: the true clip's latents are noised to tau_v, observed frames kept clean; `block`'s hidden states h come from one
     truncated pass; normalised actions are noised to tau_a, drawn as `flow_times` says; loss = loss_scale * mean square error of the
     velocity. Acting: `future` supplies the latents, then the action flow is integrated from 1 to 0 in `num_steps` Euler steps.
-    Random numbers of training follow from the seed and a sample's position in it: a resumed run continues exactly, on any devices.
+    Random numbers of training follow from the seed and the batch's number: a resumed run continues exactly, on any devices.
 
     Args:
         backbone: The video model; it is frozen here.
@@ -326,8 +326,7 @@ class ActionPolicy(LightningModule):
     def training_step(self, batch: Demonstration, batch_idx: int) -> Float[Tensor, ""]:
         accumulate = self.trainer.accumulate_grad_batches
         number, size = self.global_step * accumulate + batch_idx % accumulate, len(batch["actions"])
-        generators = [self._generator(TRAINING, position) for position in ranks.training_positions(number, size, self)]
-        loss = self._flow_loss(batch, generators)
+        loss = self._flow_loss(batch, ranks.training_share(self._generator(TRAINING, number), size, self))
         self.log("train/loss", ranks.mean(loss, self), prog_bar=True, batch_size=size)
         return loss
 

@@ -29,7 +29,7 @@ class VideoFinetune(LightningModule):
     """loss = loss_scale * mean over all latent elements of (1 - m) (v(x_tau, tau, prompt) - (eps - z))^2.
 
     z are a clip's latents, x_tau = (1 - tau) z + tau eps, and m is 1 on the first one or two latent frames, which the network
-    gets clean: they add zeros to the mean. Every random number of training is a function of the seed and the sample's position in
+    gets clean: they add zeros to the mean. Every random number of training is a function of the seed and the batch's number in
     the whole training: a resumed run continues exactly, and it does not matter how many devices share a batch (but for dropout on
     LoRA's input, a function of step and rank).
 
@@ -170,7 +170,7 @@ class VideoFinetune(LightningModule):
         number = self.global_step * accumulate + batch_idx % accumulate
         torch.manual_seed(self._seed(DROPOUT, number, self.global_rank))  # dropout layers take no generator
         latents, prompt = self.latents(batch), self.backbone.encode_prompt(batch["prompt"])
-        generators = [self._generator(TRAINING, position) for position in ranks.training_positions(number, len(latents), self)]
+        generators = ranks.training_share(self._generator(TRAINING, number), len(latents), self)
         tau = joined(self.noise.sample, len(latents), generators)
         if self.prompt_dropout:
             kept = joined(lambda count, one: torch.rand(count, generator=one), len(latents), generators) >= self.prompt_dropout

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "execution": [],
     "sharding": [],
     "ema": ["sharding"],
-    "ranks": [],
+    "ranks": ["noise"],
     "peak": [],
     "strategy": ["sharding"],
     "memory": ["messages", "peak", "video.footprint", "video.sizes", "video.adaptation", "action.context", "action.decoder"],

@@ -110,3 +110,15 @@ def test_predict25_grids() -> None:
 def test_impossible_numbers_are_refused(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("size", [3, noise._MOST_SHARED // 8 + 1])
+def test_shares_of_processes_are_the_rows_of_one(size: int) -> None:
+    """Small draws and large ones, two rows per sample."""
+
+    def drawn(first: int, count: int) -> torch.Tensor:
+        return noise.standard_normal((2 * count, size), noise.Share(torch.Generator().manual_seed(5), first, count, 6), torch.device("cpu"))
+
+    whole = drawn(0, 6)
+    assert torch.equal(torch.cat([drawn(0, 2), drawn(2, 1), drawn(3, 3)]), whole)
+    assert len(set(whole[:, 0].tolist())) == 12
