@@ -11,6 +11,7 @@ from mimicvideo.data.spec import DatasetSpec, load_spec
 from mimicvideo.data.store import Store
 
 FORMATS = ("lerobot", "rlds", "zarr", "hdf5", "videos")
+PICKLES = {".npz", ".npy", ".pkl", ".pickle"}
 
 
 def open_episodes(
@@ -48,7 +49,11 @@ def open_episodes(
 
 
 def detect(root: Path) -> str:
-    """The format of what lies there, judged by its files; `lerobot` if nothing is known, whose reader says what is missing."""
+    """The format of what lies there, judged by its files; `lerobot` if there is nothing, whose reader says what is missing.
+
+    Raises:
+        DatasetError: If there are files of other kinds only.
+    """
     if root.is_file():
         return "hdf5" if root.suffix in (".hdf5", ".h5") else "zarr" if root.suffix == ".zip" else "lerobot"
     if (root / "meta" / "info.json").is_file():
@@ -61,7 +66,15 @@ def detect(root: Path) -> str:
         "videos": (".mp4",),
     }
     names = files_below(root) if root.is_dir() else []
-    return next((kind for kind, ends in endings.items() if any(name.endswith(ends) for name in names)), "lerobot")
+    found = next((kind for kind, ends in endings.items() if any(name.endswith(ends) for name in names)), "lerobot")
+    if found == "lerobot" and names and not (root / "meta").is_dir():
+        there = sorted({Path(name).suffix or Path(name).name for name in names})
+        pickles = " .npz, .npy and .pkl files may hold pickles, which run code, and are never loaded." if PICKLES & set(there) else ""
+        raise DatasetError(
+            f"{root} is no dataset that is read ({', '.join(FORMATS)}): it holds {', '.join(there[:8])} files.{pickles} Convert them, or "
+            "give the folder of the dataset itself"
+        )
+    return found
 
 
 def open_store(root: Path, kind: str, spec: DatasetSpec) -> Store:

@@ -1,8 +1,9 @@
 """Datasets behind a URL (s3://…, gs://…, memory://…): a folder of local copies, fetched through fsspec when they are needed.
 
 Tables and meta files are fetched when the dataset is opened, videos and zarr chunks when they are first read. Copies of the latter are
-deleted, those that were not used for the longest time first, as soon as all copies together exceed a limit. A copy appears under its name
-when it is complete. The folder holds a list of the remote files, so that any process, such as a data worker, can fetch them.
+deleted, those that were not used for the longest time first, as soon as all copies together exceed a limit. A folder of videos alone is
+fetched once from end to end when it is opened, since lengths and rates stand in the videos. A copy appears under its name when it is
+complete. The folder holds a list of the remote files, so that any process, such as a data worker, can fetch them.
 """
 
 import contextlib

@@ -10,6 +10,7 @@ import torch
 
 from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.episodes import Episodes
+from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.modules import ClipData
 from mimicvideo.data.open import open_episodes
 from mimicvideo.data.spec import DatasetSpec
@@ -102,3 +103,14 @@ def test_statistics_depend_on_the_description(written: dict[str, Any]) -> None:
     other = open_episodes(root, spec=DatasetSpec(**{**fields, "proprio": ["obs/y", "obs/x"]}))
     assert other.tables_fingerprint != opened(written, "hdf5").tables_fingerprint
     assert opened(written, "hdf5").tables_fingerprint == opened(written, "hdf5").tables_fingerprint
+
+
+def test_archives_that_may_hold_pickles_are_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "episode_0.npz", actions=np.array([{"any": "object"}], dtype=object))
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("an archive was loaded"))
+    for spec in (None, DatasetSpec(proprio=["actions"])):
+        with pytest.raises(DatasetError, match=r"is no dataset that is read .*holds .npz files. .*pickles, which run code, .*never loaded"):
+            open_episodes(tmp_path, spec=spec)
+    for kind in ("zarr", "hdf5", "videos", "lerobot"):
+        with pytest.raises(DatasetError):
+            open_episodes(tmp_path, spec=DatasetSpec(format=kind))
