@@ -17,7 +17,7 @@ from torch import Tensor
 from mimicvideo.types import Clip
 from mimicvideo.video import wan
 from mimicvideo.video.augment import paste_shapes, shuffle_colours
-from mimicvideo.video.cosmos_predict import check_clip_size
+from mimicvideo.video.inputs import check_clip_size
 from mimicvideo.video.new_trio import new_vae
 
 TRAINING, VALIDATION = 0, 1  # first word of a random draw's seed, so that the two never share numbers

@@ -21,6 +21,7 @@ from mimicvideo.video.adaptation import Adaptation, Frozen, Full, fuse, injected
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 from mimicvideo.video.checkpointing import Checkpointing, check_checkpointing, diffusers_runner
 from mimicvideo.video.fast_transformer import Execution, FastTransformer
+from mimicvideo.video.inputs import check_clip_size, check_condition, check_levels
 from mimicvideo.video.padding_mask import provide_resize
 from mimicvideo.video.reason_prompts import reduce_once
 
@@ -285,8 +286,8 @@ class CosmosPredict(VideoBackbone):
         patch = self.transformer.config["patch_size"][1]
         if z_height % patch or z_width % patch:
             raise ValueError(f"latents are {z_height} x {z_width}; height and width must be multiples of {patch}")
-        _check_levels(tau, batch)
-        _check_condition(condition, noisy)
+        check_levels(tau, batch)
+        check_condition(condition, noisy)
         device, precise = self.device, torch.promote_types(torch.float32, self.transformer.proj_out.weight.dtype)
         noisy, observed = noisy.to(device, precise), condition.observed.to(device, precise)
         kept = condition.frame_mask(z_frames).to(device, precise)[:, None, :, None, None]
@@ -372,32 +373,3 @@ class CosmosPredict(VideoBackbone):
 
 class _DeepestBlockReached(Exception):
     """Leaves the transformer after the last block that is needed."""
-
-
-def check_clip_size(frames: int, height: int, width: int, patch: int = 2) -> None:
-    """Raises ValueError unless frames = 1 + 4n and height and width are multiples of 8 pixels times the patch size."""
-    if (frames - 1) % wan.FRAMES_PER_LATENT or frames < 1:
-        shorter = 1 + wan.FRAMES_PER_LATENT * max((frames - 1) // wan.FRAMES_PER_LATENT, 0)
-        raise ValueError(f"a clip of {frames} frames: the video VAE takes 1 + 4n frames; nearest are {shorter} and {shorter + 4}")
-    unit = wan.PIXELS_PER_LATENT * patch
-    for name, size in (("height", height), ("width", width)):
-        if size % unit or size < unit:
-            lower = max(size // unit, 1) * unit
-            raise ValueError(f"{name} {size} is not a multiple of {unit} pixels; nearest are {lower} and {lower + unit}")
-
-
-def _check_levels(tau: Tensor, batch: int) -> None:
-    if tau.shape != (batch,):
-        raise ValueError(f"tau must have one noise level per sample, shape ({batch},), got {tuple(tau.shape)}")
-    if not tau.is_cuda and not torch.compiler.is_compiling() and not bool(((tau >= 0) & (tau <= 1)).all()):  # NaN fails too
-        raise ValueError(f"tau must lie in [0, 1] (0 clean, 1 noise), got {tau.tolist()}")
-
-
-def _check_condition(condition: VideoCondition, noisy: Tensor) -> None:
-    batch, z_channels, z_frames, z_height, z_width = noisy.shape
-    observed = condition.observed
-    if observed.shape != (batch, z_channels, observed.shape[2], z_height, z_width) or not 1 <= observed.shape[2] <= z_frames:
-        raise ValueError(f"observed latents {tuple(observed.shape)} do not fit noisy latents {tuple(noisy.shape)}")
-    count = condition.num_observed
-    if count is not None and not count.is_cuda and not bool(((count >= 1) & (count <= observed.shape[2])).all()):
-        raise ValueError(f"num_observed must lie in 1 ... {observed.shape[2]}, the number of observed latents, got {count.tolist()}")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from mimicvideo.peak import peak_of, training_peak, without_data
 from mimicvideo.video import wan
 from mimicvideo.video.adaptation import Adaptation, Lora
-from mimicvideo.video.cosmos_predict import _CHUNK_VALUES, _WHOLE_CLIP_VALUES, check_clip_size
+from mimicvideo.video.cosmos_predict import _CHUNK_VALUES, _WHOLE_CLIP_VALUES
+from mimicvideo.video.inputs import check_clip_size
 from mimicvideo.video.padding_mask import provide_resize
 from mimicvideo.video.pretrained import PACKAGED, read_json
 from mimicvideo.video.sizes import _Text, transformer_config
