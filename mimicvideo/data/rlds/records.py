@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from mimicvideo.data.rlds.example import Damaged, Read
+from mimicvideo.data.rlds.example import Damaged, Read, Span, find_features
 from mimicvideo.data.rlds.tfrecord import FOOTER, find_records, is_intact
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,15 @@ class Record:
 
     read: Read
     size: int
+
+    @functools.cached_property
+    def features(self) -> dict[str, Span]:
+        """Where its features lie, by name.
+
+        Raises:
+            Damaged: If it is no Example.
+        """
+        return find_features(self.read, self.size)
 
 
 @dataclass(frozen=True)
@@ -65,10 +74,9 @@ class Shard:
             if _is_array_record(self.path):
                 content = _array_records(self.path, self.stamp, os.getpid()).read([number])[0]
                 return Record(lambda start, count: content[start : start + count], len(content))
-            file, first, size = _opened(self.path, self.stamp), int(self.starts[number]), int(self.lengths[number])
+            return _record(self.path, self.stamp, int(self.starts[number]), int(self.lengths[number]))
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise error if isinstance(error, Damaged) else Damaged(f"it cannot be read: {error}") from error
-        return Record(functools.partial(_part, file, first, size), size)
 
     def is_intact(self, number: int) -> bool:
         """Whether a record is what was written; array_record files check that by themselves when they are read."""
@@ -155,6 +163,12 @@ class _File:
 @functools.lru_cache(maxsize=64)
 def _opened(path: Path, stamp: tuple[int, int]) -> _File:
     return _File(path)
+
+
+@functools.lru_cache(maxsize=64)
+def _record(path: Path, stamp: tuple[int, int], first: int, size: int) -> Record:
+    """A record of a TFRecord file; of the last ones it is known where their features lie."""
+    return Record(functools.partial(_part, _opened(path, stamp), first, size), size)
 
 
 def _part(file: _File, first: int, size: int, start: int, count: int) -> bytes:

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from jaxtyping import UInt8
 from PIL import Image
 
-from mimicvideo.data.rlds.example import Damaged, byte_strings, find_features, pick
+from mimicvideo.data.rlds.example import Damaged, byte_strings, pick
 from mimicvideo.data.rlds.records import Record
 from mimicvideo.data.rlds.schema import Column
 
@@ -22,7 +22,7 @@ def read_values(record: Record, columns: Sequence[Column]) -> dict[Column, np.nd
     Raises:
         Damaged: If the record is no Example, or lacks a feature, or one is not what features.json says.
     """
-    spans = find_features(record.read, record.size)
+    spans = record.features
     for column in columns:
         if column.stored not in spans:
             raise Damaged(f"it has no {column.stored!r}")
@@ -51,10 +51,9 @@ def picture_spans(record: Record, column: Column) -> list[tuple[int, int]]:
     Raises:
         Damaged: If the record is no Example or lacks the feature.
     """
-    spans = find_features(record.read, record.size)
-    if column.stored not in spans:
+    if column.stored not in record.features:
         raise Damaged(f"it has no {column.stored!r}")
-    return list(byte_strings(record.read, spans[column.stored]))
+    return list(byte_strings(record.read, record.features[column.stored]))
 
 
 def decode_picture(content: bytes) -> UInt8[np.ndarray, "height width 3"]:

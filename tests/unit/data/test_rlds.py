@@ -404,3 +404,25 @@ def test_a_packed_row_that_unpacks_to_more_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="row 0 of 'steps/observation/state' is not of 24 bytes"):
         store.numbers(store.entries[0], ["observation/state"])
     assert len(zlib.compress(b"\0" * 10**8)) < 10**5  # why it is not unpacked to its end
+
+
+# -- details -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_masked_crc_is_tensorboards() -> None:
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c as theirs
+
+    from mimicvideo.data.rlds.tfrecord import masked_crc32c
+
+    for content in (b"", b"123456789", bytes(range(256)) * 5):
+        assert masked_crc32c(content) == theirs(content)
+
+
+def test_the_size_of_pictures_is_looked_up_where_it_is_not_said(made: MadeRlds) -> None:
+    path = made.root / "features.json"
+    text = path.read_text()
+    assert text.count('"32"') == text.count('"48"') == len(CAMERAS)
+    path.write_text(text.replace('"32"', '"-1"').replace('"48"', '"-1"'))
+    store = RldsStore(made.root)
+    assert store.cameras == {f"observation/{camera}": (32, 48) for camera in CAMERAS}
+    check_contents(store, made, JPEG_TOLERANCE)
