@@ -8,7 +8,7 @@ needs what follows octo-models/octo `octo/data/oxe/oxe_standardization_transform
 import numpy as np
 from jaxtyping import Float64
 
-from mimicvideo.data import grippers
+from mimicvideo.data import oxe_grippers as grippers
 from mimicvideo.data.standards import Columns, needs
 
 IDLE = 1e-5  # motion below this in every dimension is none

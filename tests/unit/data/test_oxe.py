@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mimicvideo.data import grippers, oxe
+from mimicvideo.data import oxe
+from mimicvideo.data import oxe_grippers as grippers
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.open import open_episodes
 from mimicvideo.data.spec import DatasetSpec, load_spec
