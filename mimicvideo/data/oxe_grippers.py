@@ -1,4 +1,4 @@
-"""Grippers of Open X-Embodiment as OpenVLA and Octo make them: one absolute number per step, 1 for open and 0 for closed. See also `gripper`.
+"""Grippers of Open X-Embodiment as Octo makes them: one absolute number per step, 1 for open, 0 for closed. See `gripper` for others.
 
 The three conventions that occur, and what is made of them, follow octo-models/octo `octo/data/utils/data_utils.py`.
 """
