@@ -131,3 +131,36 @@ def test_the_gpu_is_asked_for_what_is_free(monkeypatch: pytest.MonkeyPatch) -> N
 def test_clips_that_the_vae_cannot_take_are_refused() -> None:
     with pytest.raises(ConfigError, match="width 650 is not a multiple of 16"):
         print_sizes([*VIDEO, "--data.width=650"])
+
+
+def test_sharding_stage_2_is_refused() -> None:
+    with pytest.raises(ConfigError, match="stage 2 cannot be sharded: use .*ddp"):
+        print_sizes([f"--config={CONF}/experiment/quickstart_action.yaml", f"--config={CONF}/trainer/fsdp.yaml"])
+
+
+@pytest.mark.parametrize("flag", ["--config", "--trainer"])
+def test_either_flag_takes_a_trainers_file(flag: str) -> None:
+    trainer = config(f"--config={CONF}/experiment/quickstart_video.yaml", f"{flag}={CONF}/trainer/fsdp.yaml")["trainer"]
+    assert trainer["strategy"]["class_path"] == "mimicvideo.strategy.FullySharded"
+    assert (trainer["accelerator"], trainer["precision"], trainer["max_steps"]) == ("gpu", "bf16-mixed", 60)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [f"--config={CONF}/decoder/joint_tiny.yaml", "--model.block=[1,3,5,7]"],
+        [f"--config={CONF}/context/mix.yaml", "--model.block=[1,3]"],
+        [f"--config={CONF}/context/pooled.yaml"],
+        ["--model.draws=4"],
+    ],
+    ids=["joint", "mix", "pooled", "draws"],
+)
+def test_every_way_to_read_the_video_model_is_counted(flags: list[str]) -> None:
+    found = expected(f"--config={CONF}/experiment/quickstart_action.yaml", "--data.height=64", "--data.width=64", *flags)
+    assert not found.open and found.rows["activations"] > 0
+
+
+def test_what_cannot_be_counted_stops_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    given = CheckingCLI(args=["fit", *VIDEO, "--model.backbone.pretrained=somebody/their-model"]).config["fit"]
+    report_memory(given)
+    assert "not known beforehand: FileNotFoundError" in capsys.readouterr().out
