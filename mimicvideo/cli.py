@@ -152,8 +152,10 @@ def report_memory(config: Namespace) -> None:
     """Prints what the run will need of each device's memory; raises ConfigError if that is not there."""
     try:
         expected = expected_memory(config.as_dict())
-    except FileNotFoundError as error:  # a model that is still to be downloaded
-        print(f"the memory that the run needs is not known beforehand: {error}")
+    except ConfigError:
+        raise
+    except Exception as error:  # a model that is still to be downloaded, or parts of the user's own that cannot do without data
+        print(f"the memory that the run needs is not known beforehand: {type(error).__name__}: {error}")
         return
     if expected is not None:
         print("expected memory of each device:", *expected.table(), sep="\n")

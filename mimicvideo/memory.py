@@ -95,6 +95,8 @@ def _stage_2(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
     from mimicvideo.video.footprint import reading_activations, transformer_weights, vae_memory
     from mimicvideo.video.sizes import transformer_config
 
+    if _sharing(trainer)[1]:
+        raise ConfigError("stage 2 cannot be sharded: use --config conf/trainer/ddp.yaml (in a sweep: trainer=ddp)")
     precision = _precision(backbone, trainer)
     video = transformer_config(backbone["pretrained"])
     blocks = check_blocks(model["block"], video["num_layers"])

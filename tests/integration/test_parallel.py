@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mimicvideo.compose import CONF
 from tests.synthetic_episodes import by_writer
 from tests.tiny_trio import tiny_trio
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]  # a minute or two on two idle cores
 
 TOLERANCE = 1e-4
 STEPS = 6
@@ -84,7 +85,11 @@ class Runs:
             )
             for rank in ranks
         ]
-        outputs = [process.communicate(timeout=300)[0] for process in running]
+        try:
+            outputs = [process.communicate(timeout=900)[0] for process in running]
+        finally:
+            for process in running:
+                process.kill()
         assert not any(process.returncode for process in running), "\n".join(output[-5000:] for output in outputs)
 
     def column(self, name: str, metric: str) -> list[float]:

@@ -154,11 +154,13 @@ def test_the_verb_prints_them(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setattr("sys.argv", ["mimicvideo", "check", "--config", f"{CONF}/experiment/libero_goal_video.yaml"])
     program.main()
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[1:] == [
+    assert lines[1:5] == [
         ["backbone", "1,956,413,440", "pretrained"],
         ["LoRA", "370,690,048", "trained"],
         ["AdaLN", "177,733,632", "trained"],
         ["548,423,680", "trained", "in", "all"],
     ]
+    assert lines[5] == ["expected", "memory", "of", "each", "device:"]
+    assert [line[0] for line in lines[6:]] == ["weights", "gradients", "optimizer", "DDP", "VAE", "activations", "peak"]
     print_sizes([f"--config={CONF}/experiment/cosmos_tiny_vae.yaml"])
     assert capsys.readouterr().out == "the configuration is accepted\n"

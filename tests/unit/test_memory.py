@@ -1,0 +1,167 @@
+"""What a run will need, row by row, and which runs are refused."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mimicvideo.check import print_sizes
+from mimicvideo.cli import CheckingCLI, report_memory
+from mimicvideo.compose import CONF
+from mimicvideo.memory import FRAMEWORK, Expected, _free, _optimizer_states, expected_memory, require_memory
+from mimicvideo.messages import ConfigError
+from tests.synthetic_episodes import by_writer
+
+GIB = 2**30
+LORA, ADALN, BACKBONE = 370_690_048, 177_733_632, 1_956_413_440
+VIDEO = [f"--config={CONF}/experiment/libero_goal_video.yaml", "--data.batch_size=1"]
+
+
+@cache
+def config(*flags: str) -> dict[str, Any]:
+    return CheckingCLI(args=["fit", *flags]).config["fit"].as_dict()
+
+
+@cache
+def expected(*flags: str) -> Expected:
+    found = expected_memory(config(*flags))
+    assert found is not None
+    return found
+
+
+def test_the_rows_of_stage_1_are_its_counts_times_their_bytes() -> None:
+    rows = expected(*VIDEO).rows
+    trained = LORA + ADALN
+    assert rows["weights"] == 2 * (BACKBONE - ADALN) + 4 * trained
+    assert rows["gradients"] == rows["DDP buckets"] == 4 * trained
+    assert rows["optimizer"] == 8 * trained
+    assert rows["average"] == rows["unsharded"] == 0
+
+
+def test_lora_of_2b_with_checkpointing_fits_24_gb() -> None:
+    one = expected(*VIDEO, f"--config={CONF}/trainer/gpu.yaml", "--trainer.devices=1", "--trainer.strategy=auto")
+    assert one.rows["DDP buckets"] == 0
+    assert 15 * GIB < one.peak < 24e9 - FRAMEWORK
+
+
+def test_checkpointing_batch_and_average_tell() -> None:
+    small = expected(*VIDEO)
+    assert expected(*VIDEO, "--model.backbone.gradient_checkpointing=false").rows["activations"] > 8 * small.rows["activations"]
+    twice = expected(*VIDEO, "--data.batch_size=2").rows["activations"]
+    assert twice == pytest.approx(2 * small.rows["activations"], rel=0.1)
+    averaged = expected(*VIDEO, "--model.ema_decay=0.99")
+    assert averaged.peak >= small.peak + 4 * (LORA + ADALN)
+
+
+def test_fsdp_divides_what_ddp_repeats() -> None:
+    whole = expected(*VIDEO, f"--config={CONF}/adaptation/full.yaml").rows
+    shared = expected(*VIDEO, f"--config={CONF}/adaptation/full.yaml", f"--config={CONF}/trainer/fsdp.yaml", "--trainer.devices=8").rows
+    for name in ("weights", "gradients", "optimizer"):
+        assert shared[name] == pytest.approx(whole[name] / 8, rel=1e-6)
+    assert shared["DDP buckets"] == 0 < shared["unsharded"] < whole["weights"] / 8
+
+
+def test_stage_2_counts_the_frozen_backbone_and_the_decoder() -> None:
+    flags = [f"--config={CONF}/experiment/libero_goal_action.yaml", "--data.batch_size=1"]
+    rows = expected(*flags).rows
+    decoder = 499_036_810
+    assert rows["weights"] == 2 * BACKBONE + 4 * decoder
+    assert (rows["gradients"], rows["optimizer"]) == (4 * decoder, 8 * decoder)
+    assert expected(*flags, "--data.batch_size=2").rows["activations"] > 1.5 * rows["activations"]
+
+
+@pytest.mark.integration  # a minute in all
+@pytest.mark.parametrize("file", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_is_reported_and_none_is_refused_on_a_cpu(file: str) -> None:
+    flags = [f"--config={CONF}/experiment/{file}.yaml", f"--config={CONF}/trainer/cpu.yaml"]
+    if file == "cosmos_tiny_transformer":  # what it starts from is made by its recipe
+        flags.append("--model.backbone.pretrained=cosmos-tiny")
+    found = expected_memory(config(*flags))
+    assert (found is None) == (file == "cosmos_tiny_vae")
+    if found is not None:
+        require_memory(found, config(*flags), None)
+        assert found.peak >= found.rows["weights"]
+
+
+def test_the_size_of_pictures_comes_from_the_dataset(tmp_path: Path) -> None:
+    flags = [f"--config={CONF}/experiment/quickstart_video.yaml", f"--data.root={tmp_path / 'data'}"]
+    assert "is not there" in expected(*flags).open
+    by_writer(tmp_path / "data", height=32, width=48)
+    found = expected_memory(config(*flags))
+    assert found is not None and not found.open and found.rows["activations"] > 0
+    given = expected_memory(config(*flags, "--data.height=64", "--data.width=96"))
+    assert given is not None and given.rows["activations"] > 3 * found.rows["activations"]
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("AdamW", 2), ("SGD", 0), ("RMSprop", 1)], ids=["two states", "none", "one"])
+def test_optimizer_states_are_those_that_a_step_makes(optimizer: str, share: int) -> None:
+    spec = {"class_path": f"torch.optim.{optimizer}", "init_args": {"lr": 0.1}}
+    assert _optimizer_states({"optimizer": spec}, 1000) == 1000 * share
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_helps() -> None:
+    flags = [*VIDEO, "--data.batch_size=4", "--model.backbone.gradient_checkpointing=false", f"--config={CONF}/adaptation/full.yaml"]
+    with pytest.raises(ConfigError) as caught:
+        require_memory(expected(*flags), config(*flags), 80.0)
+    message = str(caught.value)
+    assert "74.5 GiB are there" in message
+    for advice in ("gradient_checkpointing=true", "--data.batch_size=2", "lora_adaln", "fsdp"):
+        assert advice in message
+    require_memory(expected(*VIDEO), config(*VIDEO), 80.0)
+
+
+def test_fit_and_check_refuse_before_anything_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="22.4 GiB are there"):
+        print_sizes([*VIDEO, "--data.batch_size=8", "--memory_gb=24"])
+    given = CheckingCLI(args=["fit", *VIDEO, "--memory_gb=10"]).config["fit"]
+    with pytest.raises(ConfigError, match="9.3 GiB are there"):
+        report_memory(given)
+    assert "expected memory of each device:" in capsys.readouterr().out
+
+
+def test_the_gpu_is_asked_for_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 * (device + 1), 9999))
+    assert _free({"accelerator": "cpu"}) is None
+    assert _free({"accelerator": "gpu", "devices": 2}) == 1000
+    assert _free({"accelerator": "gpu", "devices": [3]}) == 4000
+
+
+def test_clips_that_the_vae_cannot_take_are_refused() -> None:
+    with pytest.raises(ConfigError, match="width 650 is not a multiple of 16"):
+        print_sizes([*VIDEO, "--data.width=650"])
+
+
+def test_sharding_stage_2_is_refused() -> None:
+    with pytest.raises(ConfigError, match="stage 2 cannot be sharded: use .*ddp"):
+        print_sizes([f"--config={CONF}/experiment/quickstart_action.yaml", f"--config={CONF}/trainer/fsdp.yaml"])
+
+
+@pytest.mark.parametrize("flag", ["--config", "--trainer"])
+def test_either_flag_takes_a_trainers_file(flag: str) -> None:
+    trainer = config(f"--config={CONF}/experiment/quickstart_video.yaml", f"{flag}={CONF}/trainer/fsdp.yaml")["trainer"]
+    assert trainer["strategy"]["class_path"] == "mimicvideo.strategy.FullySharded"
+    assert (trainer["accelerator"], trainer["precision"], trainer["max_steps"]) == ("gpu", "bf16-mixed", 60)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [f"--config={CONF}/decoder/joint_tiny.yaml", "--model.block=[1,3,5,7]"],
+        [f"--config={CONF}/context/mix.yaml", "--model.block=[1,3]"],
+        [f"--config={CONF}/context/pooled.yaml"],
+        ["--model.draws=4"],
+    ],
+    ids=["joint", "mix", "pooled", "draws"],
+)
+def test_every_way_to_read_the_video_model_is_counted(flags: list[str]) -> None:
+    found = expected(f"--config={CONF}/experiment/quickstart_action.yaml", "--data.height=64", "--data.width=64", *flags)
+    assert not found.open and found.rows["activations"] > 0
+
+
+def test_what_cannot_be_counted_stops_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    given = CheckingCLI(args=["fit", *VIDEO, "--model.backbone.pretrained=somebody/their-model"]).config["fit"]
+    report_memory(given)
+    assert "not known beforehand: FileNotFoundError" in capsys.readouterr().out
