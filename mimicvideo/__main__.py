@@ -15,6 +15,7 @@ VERBS = {
     "predict": "predictions for a data set",
     "rollout": "runs a policy in a benchmark: success rates, latency, videos",
     "report": "one self-contained HTML page of a study: success table, curves, videos",
+    "cache": "writes the latents and text embeddings of an experiment of fit before it trains, in several processes",
     "check": "checks a configuration of fit and counts its parameters, without a GPU or weights",
     "export": "a policy's checkpoint becomes a folder to give away, with model card and hashes",
     "import": "NVIDIA's native video checkpoints, and mimic-video's, become folders that backbone.pretrained takes",
@@ -77,6 +78,13 @@ def run(verb: str, argv: list[str]) -> None:
         from mimicvideo.check import print_sizes
 
         print_sizes(argv[1:])
+    elif verb == "cache":
+        from mimicvideo.compose import compose_argv
+
+        argv = compose_argv(["fit", *argv[1:]])
+        from mimicvideo.cache import cache
+
+        cache(argv[1:])
     elif verb in ("fit", "validate", "test", "predict"):
         from mimicvideo.compose import compose_argv
 

@@ -124,7 +124,13 @@ def open_synthetic(episodes: int, rows: int) -> dict[str, Any]:
 
 def rows_of_the_table(arguments: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
     """Every measurement, printed as it comes."""
-    environment = arguments.lerobot
+    environment, height, width = arguments.lerobot, 480, 640
+    root = work / "latents-source"
+    about = {"root": str(root), "height": height, "width": width, "episodes": 2, "rows": 120, "codec": "h264"}
+    lerobot(environment, "make", json.dumps(about))
+    for workers in arguments.workers:
+        told = {"format": "cached latents of 61 frames", "height": height, "width": width, "workers": workers, "batch_size": 32}
+        yield {"reader": "mimicvideo", **told, **cached_latents(root, work / "cache", workers, arguments.seconds)}
     for height, width in arguments.sizes:
         for codec in arguments.codecs:
             root = work / f"{codec}-{height}x{width}"
@@ -144,13 +150,6 @@ def rows_of_the_table(arguments: argparse.Namespace, work: Path) -> Iterator[dic
                     cpu = theirs["cpu_seconds_per_sample"] / mine["cpu_seconds_per_sample"]
                     compared = {"ours_over_this": round(rates, 2), "this_cpu_over_ours": round(cpu, 2)}
                     yield {"reader": f"{LEROBOT}, {backend}", **told, **theirs, **compared}
-    height, width = 480, 640
-    root = work / "latents-source"
-    about = {"root": str(root), "height": height, "width": width, "episodes": 2, "rows": 120, "codec": "h264"}
-    lerobot(environment, "make", json.dumps(about))
-    for workers in arguments.workers:
-        told = {"format": "cached latents of 61 frames", "height": height, "width": width, "workers": workers, "batch_size": 32}
-        yield {"reader": "mimicvideo", **told, **cached_latents(root, work / "cache", workers, arguments.seconds)}
 
 
 def size(text: str) -> tuple[int, int]:
@@ -176,26 +175,22 @@ def main() -> None:
     if arguments.scale:
         print(json.dumps(open_synthetic(*arguments.scale)))
         return
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as work:
-        table = []
-        for row in rows_of_the_table(arguments, Path(work)):
-            print(json.dumps(row), flush=True)
-            table.append(row)
-    index = scale(10**6, 100)
-    print(json.dumps(index))
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    record = {
-        "command": "python experiments/benchmarks/data.py",
+    record: dict[str, Any] = {
+        "command": f"python {' '.join(['experiments/benchmarks/data.py', *sys.argv[1:]])}",
         "window": f"{FRAMES} frames, every {INTERVAL}th of 30 fps video; 60 actions",
         "cpu": next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()),
         "cores": os.cpu_count(),
-        "load_before": load,
-        "note": "rates of a machine that others used at the same time: compare rows with their neighbours only",
-        "rows": table,
-        "index": index,
+        "load_before": os.getloadavg()[0],
+        "note": "rates depend on what else the machine did: compare rows with their neighbours, and CPU seconds rather than rates",
+        "index": scale(10**6, 100),
+        "rows": [],
     }
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as work:
+        for row in rows_of_the_table(arguments, Path(work)):
+            print(json.dumps(row), flush=True)
+            record["rows"].append({**row, "load_after": round(os.getloadavg()[0], 1)})
+            arguments.out.write_text(json.dumps(record, indent=2) + "\n")
     print(f"recorded in {arguments.out}")
 
 

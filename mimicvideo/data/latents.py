@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from mimicvideo.data.claims import Claims
 from mimicvideo.data.episodes import Episode, Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Fault
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 VERSION = 1  # of the files' layout
 DIGEST_BYTES = 32
 BATCH_BYTES, MAX_BATCH = 32 * 2**20, 64  # pixels in one call of the encoder, unless one window alone has more
+POLL_SECONDS = 0.5
 
 Encode = Callable[[Tensor], Tensor]  # UInt8[batch frames height width 3] -> Float[batch z_channels z_frames z_height z_width]
 
@@ -73,7 +76,7 @@ class LatentCache:
             return [episode for episode, sound in zip(episodes, pool.map(self._is_sound, episodes), strict=True) if not sound]
 
     def encode(self, episodes: Sequence[Episode], encode: Encode, progress: bool = True) -> dict[int, str]:
-        """Encodes the windows of these episodes and writes their files.
+        """Encodes the windows of these episodes and writes their files. Processes that do so at once divide the episodes.
 
         Args:
             episodes: Usually what `missing` returns.
@@ -88,21 +91,44 @@ class LatentCache:
             ValueError: If the encoder returns something of another shape, or not finite.
         """
         columns = (TextColumn("encoding windows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with _disk(self.folder):
+            claims = Claims(self.folder.with_name(f".claims-{self.folder.name}"))
+        before = {episode.index: _signature(self._path(episode)) for episode in episodes}
+        unreadable, prepared, left = {}, False, list(episodes)
         with ThreadPoolExecutor(1) as pool, Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
             task = bar.add_task("", total=sum(self.window.clip_anchors(episode.length) for episode in episodes))
-            prepared, unreadable = False, {}
-            for episode, frames in self._decoded(episodes, pool):
-                if isinstance(frames, DatasetError):
-                    unreadable[episode.index] = str(frames)
-                    bar.advance(task, self.window.clip_anchors(episode.length))
-                    continue
-                latents = self._encode_episode(episode, frames, encode)
-                first = next(latents)
-                if not prepared:
-                    self._prepare(tuple(first.shape[1:]), episodes)
-                    prepared = True
-                self._write(episode, itertools.chain([first], latents), lambda count: bar.advance(task, count))
+            try:
+                while left:
+                    for episode, frames in self._decoded(self._unclaimed(left, claims, before), pool):
+                        if isinstance(frames, DatasetError):
+                            unreadable[episode.index] = str(frames)
+                        else:
+                            latents = self._encode_episode(episode, frames, encode)
+                            first = next(latents)
+                            if not prepared:
+                                self._prepare(tuple(first.shape[1:]), left)
+                                prepared = True
+                            self._write(episode, itertools.chain([first], latents), lambda count: bar.advance(task, count))
+                        claims.release(self._path(episode).name)
+                    left = [episode for episode in left if episode.index not in unreadable and self._unchanged(episode, before)]
+                    time.sleep(POLL_SECONDS if left else 0)  # others are at work on these, or have been ended
+            finally:
+                claims.release_all()
+        self.shape = self.shape or self._read_header()
         return unreadable
+
+    def _unclaimed(self, episodes: Sequence[Episode], claims: Claims, before: Mapping[int, tuple[int, int] | None]) -> Iterator[Episode]:
+        """Episodes that no other process is at work on or has done since, claimed one by one."""
+        for episode in episodes:
+            name = self._path(episode).name
+            if claims.take(name):
+                if self._unchanged(episode, before):
+                    yield episode
+                else:
+                    claims.release(name)
+
+    def _unchanged(self, episode: Episode, before: Mapping[int, tuple[int, int] | None]) -> bool:
+        return _signature(self._path(episode)) == before[episode.index]
 
     def read(self, episode: Episode, anchor: int) -> BFloat16[Tensor, "z_channels z_frames z_height z_width"]:
         """The latents of one window, a copy.
@@ -124,14 +150,16 @@ class LatentCache:
         return torch.from_numpy(np.array(latents[anchor])).view(torch.bfloat16)
 
     def _decoded(
-        self, episodes: Sequence[Episode], pool: ThreadPoolExecutor
+        self, episodes: Iterator[Episode], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Episode, UInt8[np.ndarray, "rows height width 3"] | DatasetError]]:
         """Episodes with all their frames, or why there are none; the next one is decoded while the encoder has this one."""
-        pending = None
-        for episode, following in itertools.zip_longest(episodes, episodes[1:]):
-            frames = pending.result() if pending else self._frames(episode)
+        episode = next(episodes, None)
+        pending = pool.submit(self._frames, episode) if episode else None
+        while episode and pending:
+            frames, following = pending.result(), next(episodes, None)
             pending = pool.submit(self._frames, following) if following else None
             yield episode, frames
+            episode = following
 
     def _frames(self, episode: Episode) -> UInt8[np.ndarray, "rows height width 3"] | DatasetError:
         try:
@@ -261,6 +289,15 @@ def filled_caches(
         faults += [Fault(number, index, reason) for index, reason in unreadable.items()]
         caches[id(reader)] = cache
     return caches, faults
+
+
+def _signature(path: Path) -> tuple[int, int] | None:
+    """Tells one file from another of the same name; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 @contextmanager
