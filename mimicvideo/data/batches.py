@@ -138,6 +138,6 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     """In a worker the stack is built in shared memory, so that sending it copies nothing."""
     if get_worker_info() is None:
         return torch.stack(list(tensors))
-    shape = (len(tensors), *tensors[0].shape)
-    shared = tensors[0].untyped_storage()._new_shared(tensors[0].nbytes * len(tensors))
-    return torch.stack(list(tensors), out=torch.empty(0, dtype=tensors[0].dtype).set_(shared, 0, shape))
+    storage: Any = tensors[0].untyped_storage()._new_shared(tensors[0].nbytes * len(tensors))
+    shared = torch.empty(0, dtype=tensors[0].dtype).set_(storage).view(len(tensors), *tensors[0].shape)
+    return torch.stack(list(tensors), out=shared)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -136,7 +137,8 @@ def _open(path: Path, strict: bool = False) -> Iterator[tuple[InputContainer, Vi
 
 def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
     """The pixels of an rgb24 frame where they lie; `to_ndarray` would copy them once more."""
-    lines = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, -1)
+    plane: Any = frame.planes[0]  # has the buffer protocol
+    lines = np.frombuffer(plane, np.uint8).reshape(frame.height, -1)
     return lines[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 

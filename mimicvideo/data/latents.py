@@ -50,10 +50,12 @@ class LatentCache:
         source: The dataset.
         window: Its geometry; horizon and stride do not matter.
         key: Names the encoder: a hash of its weights.
+        every: Only every so manieth anchor is kept, from the first on.
     """
 
-    def __init__(self, cache_dir: str | Path, source: Episodes, window: Window, key: str) -> None:
-        self.source, self.window = source, window
+    def __init__(self, cache_dir: str | Path, source: Episodes, window: Window, key: str, every: int = 1) -> None:
+        self.source, self.window, self.every = source, window, every
+        self._key = key
         self._about = {
             "version": VERSION,
             "dataset": source.fingerprint,
@@ -62,6 +64,7 @@ class LatentCache:
             "observed": window.observed,
             "future": window.future,
             "frame_interval": window.frame_interval,
+            **({"anchor_interval": every} if every > 1 else {}),
         }
         name = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = Path(cache_dir).expanduser() / f"latents-{name}"
@@ -96,7 +99,7 @@ class LatentCache:
         before = {episode.index: _signature(self._path(episode)) for episode in episodes}
         unreadable, prepared, left = {}, False, list(episodes)
         with ThreadPoolExecutor(1) as pool, Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-            task = bar.add_task("", total=sum(self.window.clip_anchors(episode.length) for episode in episodes))
+            task = bar.add_task("", total=sum(self._anchors(episode) for episode in episodes))
             try:
                 while left:
                     for episode, frames in self._decoded(self._unclaimed(left, claims, before), pool):
@@ -134,12 +137,15 @@ class LatentCache:
         """The latents of one window, a copy.
 
         Raises:
-            DatasetError: If the file has vanished, or is shorter than it was.
+            DatasetError: If the file has vanished, or is shorter than it was, or the cache does not keep this anchor.
         """
+        place, beside = divmod(anchor, self.every)
+        if beside:
+            raise DatasetError(f"{self.folder} keeps every {self.every}th anchor, not {anchor}: set anchor_interval to {self.every}")
         latents = self._maps.get(episode.index)
         if latents is None:
             assert self.shape is not None
-            shape = (self.window.clip_anchors(episode.length), *self.shape)
+            shape = (self._anchors(episode), *self.shape)
             try:
                 latents = self._maps[episode.index] = np.memmap(self._path(episode), np.int16, "r", shape=shape)
             except (OSError, ValueError) as error:
@@ -147,7 +153,7 @@ class LatentCache:
                     f"episode {episode.index} of {self.source.root}: its latents {self._path(episode)} cannot be read ({error}): "
                     "starting again encodes them anew"
                 ) from error
-        return torch.from_numpy(np.array(latents[anchor])).view(torch.bfloat16)
+        return torch.from_numpy(np.array(latents[place])).view(torch.bfloat16)
 
     def _decoded(
         self, episodes: Iterator[Episode], pool: ThreadPoolExecutor
@@ -169,7 +175,7 @@ class LatentCache:
 
     def _encode_episode(self, episode: Episode, frames: UInt8[np.ndarray, "rows height width 3"], encode: Encode) -> Iterator[Tensor]:
         """Latents of all anchors in order, batch by batch; neighbours that show the same frames are encoded once."""
-        rows = np.stack([self.window.frame_rows(anchor, episode.length) for anchor in range(self.window.clip_anchors(episode.length))])
+        rows = np.stack([self.window.frame_rows(anchor, episode.length) for anchor in self._kept(episode)])
         starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
         repeats = np.diff(np.append(starts, len(rows)))
         size = max(1, min(MAX_BATCH, BATCH_BYTES // (self.window.frames * self.source.frame_bytes)))
@@ -238,7 +244,41 @@ class LatentCache:
 
     def _bytes(self, episode: Episode) -> int:
         assert self.shape is not None
-        return 2 * self.window.clip_anchors(episode.length) * int(np.prod(self.shape)) + DIGEST_BYTES
+        return 2 * self._anchors(episode) * int(np.prod(self.shape)) + DIGEST_BYTES
+
+    def _kept(self, episode: Episode) -> range:
+        return range(0, self.window.clip_anchors(episode.length), self.every)
+
+    def _anchors(self, episode: Episode) -> int:
+        return len(self._kept(episode))
+
+    def covering(self) -> "LatentCache":
+        """This cache, or another one there that keeps its anchors and more.
+
+        Raises:
+            DatasetError: If what is there is of the same windows, but keeps other anchors.
+        """
+        if self.shape is not None:
+            return self
+        intervals = []
+        for path in sorted(self.folder.parent.glob("latents-*/header.json")):
+            try:
+                header = json.loads(path.read_text())
+                interval = header.pop("anchor_interval", 1)
+                del header["latents"]
+            except (ValueError, KeyError, TypeError, AttributeError, OSError):
+                continue  # a damaged header is another cache's concern
+            if header == {name: value for name, value in self._about.items() if name != "anchor_interval"}:
+                intervals.append(interval)
+        for interval in sorted(intervals):
+            if self.every % interval == 0:
+                return LatentCache(self.folder.parent, self.source, self.window, self._key, interval)
+        if intervals:
+            raise DatasetError(
+                f"{self.folder.parent} has latents of every {min(intervals)}th anchor of {self.source.root}, training asks for every "
+                f"{self.every}: set anchor_interval to {min(intervals)} or a multiple, or choose another latent_cache to encode the others"
+            )
+        return self
 
     def _path(self, episode: Episode) -> Path:
         return self.folder / f"episode-{episode.index:06d}.bf16"
@@ -260,30 +300,31 @@ class LatentCache:
 
 
 def filled_caches(
-    readers: Mapping[str, Episodes], window: Window, encode: Encode, key: str, cache_dir: str, rank: int, ranks: int
+    readers: Mapping[str, Episodes], window: Window, encode: Encode, key: str, cache_dir: str, every: int, rank: int, ranks: int
 ) -> tuple[dict[int, LatentCache], list[Fault]]:
     """Caches of all datasets, by the identity of their readers, after encoding what is missing; and the episodes that have no latents.
 
     Args:
         readers: The datasets by name.
-        window: See `LatentCache`, as `key` and `cache_dir`.
+        window: See `LatentCache`, as `key`, `cache_dir` and `every`.
         encode: See `LatentCache.encode`.
         rank: Of this process, which encodes its part of the episodes.
         ranks: How many there are.
 
     Raises:
         OSError: If the disk is full, or what other processes were to encode is not there.
+        DatasetError: If there are latents of other anchors.
     """
     caches, faults = {}, []
     for number, reader in enumerate(readers.values()):
-        cache, unreadable = LatentCache(cache_dir, reader, window, key), {}
+        cache, unreadable = LatentCache(cache_dir, reader, window, key, every).covering(), {}
         if missing := cache.missing(reader.episodes[rank::ranks]):
             unreadable = cache.encode(missing, encode, progress=rank == 0)
         if ranks > 1:
             everyone: list[Any] = [None] * ranks
             torch.distributed.all_gather_object(everyone, unreadable)  # waits for all, too
             unreadable = {index: reason for part in everyone for index, reason in part.items()}
-            cache = LatentCache(cache_dir, reader, window, key)
+            cache = LatentCache(cache_dir, reader, window, key, cache.every)
             if left := [episode for episode in cache.missing(reader.episodes) if episode.index not in unreadable]:
                 raise OSError(f"{cache.folder} lacks {len(left)} episodes that other processes were to encode: is it on a shared disk?")
         faults += [Fault(number, index, reason) for index, reason in unreadable.items()]
