@@ -1,6 +1,6 @@
 """How likely each dataset of a mixture is, what that means for each of its episodes, and a table of both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
