@@ -158,6 +158,14 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def command(arguments: argparse.Namespace) -> str:
+    """How to measure the same again, wherever lerobot's environment is."""
+    sizes = " ".join(f"{height}x{width}" for height, width in arguments.sizes)
+    lists = f"--sizes {sizes} --codecs {' '.join(arguments.codecs)} --workers {' '.join(map(str, arguments.workers))}"
+    amounts = f"--seconds {arguments.seconds:g} --episodes {arguments.episodes} --rows {arguments.rows}"
+    return f"python experiments/benchmarks/data.py {lists} {amounts}"
+
+
 def main() -> None:
     """Measures and records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,7 +185,7 @@ def main() -> None:
         return
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     record: dict[str, Any] = {
-        "command": f"python {' '.join(['experiments/benchmarks/data.py', *sys.argv[1:]])}",
+        "command": command(arguments),
         "window": f"{FRAMES} frames, every {INTERVAL}th of 30 fps video; 60 actions",
         "cpu": next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()),
         "cores": os.cpu_count(),
