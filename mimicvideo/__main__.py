@@ -16,6 +16,7 @@ VERBS = {
     "rollout": "runs a policy in a benchmark: success rates, latency, videos",
     "report": "one self-contained HTML page of a study: success table, curves, videos",
     "audit": "looks at every episode of a training's datasets: samples, faults, a quarantine list, a report",
+    "cache": "writes the latents and text embeddings of an experiment of fit before it trains, in several processes",
     "check": "checks a configuration of fit and counts its parameters, without a GPU or weights",
     "captions": "a vision-language model writes a long description of every episode of a data set",
     "export": "a policy's checkpoint becomes a folder to give away, with model card and hashes",
@@ -85,6 +86,13 @@ def run(verb: str, argv: list[str]) -> None:
         from mimicvideo.check import training_data
 
         sys.exit(audit(argv[1:], training_data))
+    elif verb == "cache":
+        from mimicvideo.compose import compose_argv
+
+        argv = compose_argv(["fit", *argv[1:]])
+        from mimicvideo.cache import cache
+
+        cache(argv[1:])
     elif verb in ("fit", "validate", "test", "predict"):
         from mimicvideo.compose import compose_argv
 

@@ -5,7 +5,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
 
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Fault
@@ -56,7 +57,7 @@ class ClipBatches(Dataset[Any]):
             "faults": faults,
         }
         for name in shown[0][1]:
-            batch[name] = torch.stack([torch.as_tensor(fields[name]) for _, fields in shown])
+            batch[name] = _stacked([torch.as_tensor(fields[name]) for _, fields in shown])
         return batch
 
     def _readable(self, item: Item) -> tuple[Item, dict[str, Any], list[Fault]]:
@@ -135,3 +136,12 @@ class DemonstrationBatches(ClipBatches):
         else:
             chunk = representation.windows(actions[steps], beyond, states[row], self._tail).astype(np.float32)
         return chunk, states[proprio_rows(row, self._history)]
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """In a worker the stack is built in shared memory, so that sending it copies nothing."""
+    if get_worker_info() is None:
+        return torch.stack(list(tensors))
+    storage: Any = tensors[0].untyped_storage()._new_shared(tensors[0].nbytes * len(tensors))
+    shared = torch.empty(0, dtype=tensors[0].dtype).set_(storage).view(len(tensors), *tensors[0].shape)
+    return torch.stack(list(tensors), out=shared)

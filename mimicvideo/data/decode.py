@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -80,14 +81,14 @@ def decode_frames(
         raise ValueError("frame indices must ascend without repetition")
     if not strict and (found := torchcodec_frames(fetched(path), wanted, fps)) is not None:
         return resize(found, size)
-    frames: list[np.ndarray] = []
+    frames = np.empty((0, 0, 0, 3), np.uint8)
     with _open(path, strict) as (container, stream):
         to_rgb = VideoReformatter()
         if path not in _intervals:
             _intervals[path] = _keyframe_interval(stream)
         interval = _intervals[path]
         position, decoded = -1, container.decode(stream)
-        for index in wanted.tolist():
+        for number, index in enumerate(wanted.tolist()):
             if index - position > interval:
                 container.seek(_timestamp(index, fps, stream), stream=stream, backward=True)
                 decoded = container.decode(stream)
@@ -101,8 +102,14 @@ def decode_frames(
                 raise VideoError(f"frame {index} is damaged")
             if position != index:
                 raise VideoError(f"it has no frame at {index / fps:.3f} s (frame {index} at {fps:g} per second)")
-            frames.append(to_rgb.reformat(frame, format="rgb24").to_ndarray())
-    return resize(np.stack(frames), size)
+            if number == 0:
+                frames = np.empty((len(wanted), frame.height, frame.width, 3), np.uint8)
+            if (frame.height, frame.width) != frames.shape[1:3]:
+                raise VideoError(
+                    f"frame {index} is {frame.height} x {frame.width} pixels, those before {frames.shape[1]} x {frames.shape[2]}"
+                )
+            frames[number] = _rgb(to_rgb.reformat(frame, format="rgb24"))
+    return resize(frames, size)
 
 
 def resize(
@@ -132,6 +139,13 @@ def _open(path: Path, strict: bool = False) -> Iterator[tuple[InputContainer, Vi
             yield container, stream
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"FFmpeg cannot read it ({error.strerror or type(error).__name__})") from error
+
+
+def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of an rgb24 frame where they lie; `to_ndarray` would copy them once more."""
+    plane: Any = frame.planes[0]  # has the buffer protocol
+    lines = np.frombuffer(plane, np.uint8).reshape(frame.height, -1)
+    return lines[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
 def _index(frame: av.VideoFrame, fps: float) -> int:

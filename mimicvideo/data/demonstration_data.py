@@ -100,10 +100,10 @@ class DemonstrationData(ClipData):
         return window_statistics(actions, proprio, self.window, self._tail, self._hold_dims, self._history, representation)
 
     def _batches(self, members: Members, latents: dict[int, LatentCache] | None) -> ClipBatches:
-        return DemonstrationBatches(members, self.window, self._history, self._tail, self._hold_dims, latents, self._seed)
+        return DemonstrationBatches(members, self.window, self._history, self._tail, self._hold_dims, latents, self._seed, self._every)
 
     def _anchors(self, members: Members) -> Int[np.ndarray, " episodes"]:
-        return members.lengths
+        return -(-members.lengths // self._every)
 
     def _check_alike(self, readers: Mapping[str, Episodes]) -> None:
         super()._check_alike(readers)

@@ -173,7 +173,8 @@ class Episodes(ABC):
             whole = self._tiled(episode, np.arange(episode.length, dtype=np.int64))
             self._keep(episode.index, whole)
             return whole[rows]
-        return self._tiled(episode, wanted)[back]
+        tiled = self._tiled(episode, wanted)
+        return tiled if np.array_equal(rows, wanted) else tiled[back]  # the usual case is not copied
 
     def times(self, episode: Any) -> Float64[np.ndarray, " rows"] | None:
         """Seconds at which the rows were recorded; None if the dataset says no more than its rate."""

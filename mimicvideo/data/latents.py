@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from mimicvideo.data.claims import Claims
 from mimicvideo.data.episodes import Episode, Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Fault
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 VERSION = 1  # of the files' layout
 DIGEST_BYTES = 32
 BATCH_BYTES, MAX_BATCH = 32 * 2**20, 64  # pixels in one call of the encoder, unless one window alone has more
+POLL_SECONDS = 0.5
 
 Encode = Callable[[Tensor], Tensor]  # UInt8[batch frames height width 3] -> Float[batch z_channels z_frames z_height z_width]
 
@@ -47,10 +50,12 @@ class LatentCache:
         source: The dataset.
         window: Its geometry; horizon and stride do not matter.
         key: Names the encoder: a hash of its weights.
+        every: Only every so manieth anchor is kept, from the first on.
     """
 
-    def __init__(self, cache_dir: str | Path, source: Episodes, window: Window, key: str) -> None:
-        self.source, self.window = source, window
+    def __init__(self, cache_dir: str | Path, source: Episodes, window: Window, key: str, every: int = 1) -> None:
+        self.source, self.window, self.every = source, window, every
+        self._key = key
         self._about = {
             "version": VERSION,
             "dataset": source.fingerprint,
@@ -59,6 +64,7 @@ class LatentCache:
             "observed": window.observed,
             "future": window.future,
             "frame_interval": window.frame_interval,
+            **({"anchor_interval": every} if every > 1 else {}),
         }
         name = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = Path(cache_dir).expanduser() / f"latents-{name}"
@@ -73,7 +79,7 @@ class LatentCache:
             return [episode for episode, sound in zip(episodes, pool.map(self._is_sound, episodes), strict=True) if not sound]
 
     def encode(self, episodes: Sequence[Episode], encode: Encode, progress: bool = True) -> dict[int, str]:
-        """Encodes the windows of these episodes and writes their files.
+        """Encodes the windows of these episodes and writes their files. Processes that do so at once divide the episodes.
 
         Args:
             episodes: Usually what `missing` returns.
@@ -88,32 +94,58 @@ class LatentCache:
             ValueError: If the encoder returns something of another shape, or not finite.
         """
         columns = (TextColumn("encoding windows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with _disk(self.folder):
+            claims = Claims(self.folder.with_name(f".claims-{self.folder.name}"))
+        before = {episode.index: _signature(self._path(episode)) for episode in episodes}
+        unreadable, prepared, left = {}, False, list(episodes)
         with ThreadPoolExecutor(1) as pool, Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-            task = bar.add_task("", total=sum(self.window.clip_anchors(episode.length) for episode in episodes))
-            prepared, unreadable = False, {}
-            for episode, frames in self._decoded(episodes, pool):
-                if isinstance(frames, DatasetError):
-                    unreadable[episode.index] = str(frames)
-                    bar.advance(task, self.window.clip_anchors(episode.length))
-                    continue
-                latents = self._encode_episode(episode, frames, encode)
-                first = next(latents)
-                if not prepared:
-                    self._prepare(tuple(first.shape[1:]), episodes)
-                    prepared = True
-                self._write(episode, itertools.chain([first], latents), lambda count: bar.advance(task, count))
+            task = bar.add_task("", total=sum(self._anchors(episode) for episode in episodes))
+            try:
+                while left:
+                    for episode, frames in self._decoded(self._unclaimed(left, claims, before), pool):
+                        if isinstance(frames, DatasetError):
+                            unreadable[episode.index] = str(frames)
+                        else:
+                            latents = self._encode_episode(episode, frames, encode)
+                            first = next(latents)
+                            if not prepared:
+                                self._prepare(tuple(first.shape[1:]), left)
+                                prepared = True
+                            self._write(episode, itertools.chain([first], latents), lambda count: bar.advance(task, count))
+                        claims.release(self._path(episode).name)
+                    left = [episode for episode in left if episode.index not in unreadable and self._unchanged(episode, before)]
+                    time.sleep(POLL_SECONDS if left else 0)  # others are at work on these, or have been ended
+            finally:
+                claims.release_all()
+        self.shape = self.shape or self._read_header()
         return unreadable
+
+    def _unclaimed(self, episodes: Sequence[Episode], claims: Claims, before: Mapping[int, tuple[int, int] | None]) -> Iterator[Episode]:
+        """Episodes that no other process is at work on or has done since, claimed one by one."""
+        for episode in episodes:
+            name = self._path(episode).name
+            if claims.take(name):
+                if self._unchanged(episode, before):
+                    yield episode
+                else:
+                    claims.release(name)
+
+    def _unchanged(self, episode: Episode, before: Mapping[int, tuple[int, int] | None]) -> bool:
+        return _signature(self._path(episode)) == before[episode.index]
 
     def read(self, episode: Episode, anchor: int) -> BFloat16[Tensor, "z_channels z_frames z_height z_width"]:
         """The latents of one window, a copy.
 
         Raises:
-            DatasetError: If the file has vanished, or is shorter than it was.
+            DatasetError: If the file has vanished, or is shorter than it was, or the cache does not keep this anchor.
         """
+        place, beside = divmod(anchor, self.every)
+        if beside:
+            raise DatasetError(f"{self.folder} keeps every {self.every}th anchor, not {anchor}: set anchor_interval to {self.every}")
         latents = self._maps.get(episode.index)
         if latents is None:
             assert self.shape is not None
-            shape = (self.window.clip_anchors(episode.length), *self.shape)
+            shape = (self._anchors(episode), *self.shape)
             try:
                 latents = self._maps[episode.index] = np.memmap(self._path(episode), np.int16, "r", shape=shape)
             except (OSError, ValueError) as error:
@@ -121,17 +153,19 @@ class LatentCache:
                     f"episode {episode.index} of {self.source.root}: its latents {self._path(episode)} cannot be read ({error}): "
                     "starting again encodes them anew"
                 ) from error
-        return torch.from_numpy(np.array(latents[anchor])).view(torch.bfloat16)
+        return torch.from_numpy(np.array(latents[place])).view(torch.bfloat16)
 
     def _decoded(
-        self, episodes: Sequence[Episode], pool: ThreadPoolExecutor
+        self, episodes: Iterator[Episode], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Episode, UInt8[np.ndarray, "rows height width 3"] | DatasetError]]:
         """Episodes with all their frames, or why there are none; the next one is decoded while the encoder has this one."""
-        pending = None
-        for episode, following in itertools.zip_longest(episodes, episodes[1:]):
-            frames = pending.result() if pending else self._frames(episode)
+        episode = next(episodes, None)
+        pending = pool.submit(self._frames, episode) if episode else None
+        while episode and pending:
+            frames, following = pending.result(), next(episodes, None)
             pending = pool.submit(self._frames, following) if following else None
             yield episode, frames
+            episode = following
 
     def _frames(self, episode: Episode) -> UInt8[np.ndarray, "rows height width 3"] | DatasetError:
         try:
@@ -141,7 +175,7 @@ class LatentCache:
 
     def _encode_episode(self, episode: Episode, frames: UInt8[np.ndarray, "rows height width 3"], encode: Encode) -> Iterator[Tensor]:
         """Latents of all anchors in order, batch by batch; neighbours that show the same frames are encoded once."""
-        rows = np.stack([self.window.frame_rows(anchor, episode.length) for anchor in range(self.window.clip_anchors(episode.length))])
+        rows = np.stack([self.window.frame_rows(anchor, episode.length) for anchor in self._kept(episode)])
         starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
         repeats = np.diff(np.append(starts, len(rows)))
         size = max(1, min(MAX_BATCH, BATCH_BYTES // (self.window.frames * self.source.frame_bytes)))
@@ -210,7 +244,41 @@ class LatentCache:
 
     def _bytes(self, episode: Episode) -> int:
         assert self.shape is not None
-        return 2 * self.window.clip_anchors(episode.length) * int(np.prod(self.shape)) + DIGEST_BYTES
+        return 2 * self._anchors(episode) * int(np.prod(self.shape)) + DIGEST_BYTES
+
+    def _kept(self, episode: Episode) -> range:
+        return range(0, self.window.clip_anchors(episode.length), self.every)
+
+    def _anchors(self, episode: Episode) -> int:
+        return len(self._kept(episode))
+
+    def covering(self) -> "LatentCache":
+        """This cache, or another one there that keeps its anchors and more.
+
+        Raises:
+            DatasetError: If what is there is of the same windows, but keeps other anchors.
+        """
+        if self.shape is not None:
+            return self
+        intervals = []
+        for path in sorted(self.folder.parent.glob("latents-*/header.json")):
+            try:
+                header = json.loads(path.read_text())
+                interval = header.pop("anchor_interval", 1)
+                del header["latents"]
+            except (ValueError, KeyError, TypeError, AttributeError, OSError):
+                continue  # a damaged header is another cache's concern
+            if header == {name: value for name, value in self._about.items() if name != "anchor_interval"}:
+                intervals.append(interval)
+        for interval in sorted(intervals):
+            if self.every % interval == 0:
+                return LatentCache(self.folder.parent, self.source, self.window, self._key, interval)
+        if intervals:
+            raise DatasetError(
+                f"{self.folder.parent} has latents of every {min(intervals)}th anchor of {self.source.root}, training asks for every "
+                f"{self.every}: set anchor_interval to {min(intervals)} or a multiple, or choose another latent_cache to encode the others"
+            )
+        return self
 
     def _path(self, episode: Episode) -> Path:
         return self.folder / f"episode-{episode.index:06d}.bf16"
@@ -232,35 +300,45 @@ class LatentCache:
 
 
 def filled_caches(
-    readers: Mapping[str, Episodes], window: Window, encode: Encode, key: str, cache_dir: str, rank: int, ranks: int
+    readers: Mapping[str, Episodes], window: Window, encode: Encode, key: str, cache_dir: str, every: int, rank: int, ranks: int
 ) -> tuple[dict[int, LatentCache], list[Fault]]:
     """Caches of all datasets, by the identity of their readers, after encoding what is missing; and the episodes that have no latents.
 
     Args:
         readers: The datasets by name.
-        window: See `LatentCache`, as `key` and `cache_dir`.
+        window: See `LatentCache`, as `key`, `cache_dir` and `every`.
         encode: See `LatentCache.encode`.
         rank: Of this process, which encodes its part of the episodes.
         ranks: How many there are.
 
     Raises:
         OSError: If the disk is full, or what other processes were to encode is not there.
+        DatasetError: If there are latents of other anchors.
     """
     caches, faults = {}, []
     for number, reader in enumerate(readers.values()):
-        cache, unreadable = LatentCache(cache_dir, reader, window, key), {}
+        cache, unreadable = LatentCache(cache_dir, reader, window, key, every).covering(), {}
         if missing := cache.missing(reader.episodes[rank::ranks]):
             unreadable = cache.encode(missing, encode, progress=rank == 0)
         if ranks > 1:
             everyone: list[Any] = [None] * ranks
             torch.distributed.all_gather_object(everyone, unreadable)  # waits for all, too
             unreadable = {index: reason for part in everyone for index, reason in part.items()}
-            cache = LatentCache(cache_dir, reader, window, key)
+            cache = LatentCache(cache_dir, reader, window, key, cache.every)
             if left := [episode for episode in cache.missing(reader.episodes) if episode.index not in unreadable]:
                 raise OSError(f"{cache.folder} lacks {len(left)} episodes that other processes were to encode: is it on a shared disk?")
         faults += [Fault(number, index, reason) for index, reason in unreadable.items()]
         caches[id(reader)] = cache
     return caches, faults
+
+
+def _signature(path: Path) -> tuple[int, int] | None:
+    """Tells one file from another of the same name; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """How likely each dataset of a mixture is, what that means for each of its episodes, and a table of both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -36,28 +36,12 @@ class Share:
     quarantined: int = 0
 
 
-def check_mixture(weight_by: WeightBy | None, temperature: float, exhaustive: bool | None, weights: Mapping[str, float]) -> None:
-    """Raises ValueError if a mixture is not defined; see `ClipData` for the arguments."""
-    if weight_by is not None and weight_by not in get_args(WeightBy):
-        raise ValueError(f"weight_by must be one of {', '.join(get_args(WeightBy))}, got {weight_by!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if temperature != 1 and weight_by != "temperature":
-        raise ValueError(f"temperature {temperature} has no effect with weight_by: {weight_by}: set weight_by: temperature")
-    for name, weight in weights.items():
-        if not 0 <= weight < np.inf:
-            raise ValueError(f"sources.{name}.weight must not be negative, got {weight}")
-    if weights and not any(weights.values()):
-        raise ValueError(f"the weights of all sources are zero: {', '.join(weights)}")
-    if exhaustive and (weight_by not in (None, "frames") or len(set(weights.values())) > 1):
-        raise ValueError(
-            "exhaustive: every window comes once per epoch, so that datasets weigh what they have: remove weight_by and the sources' "
-            "weights, or set exhaustive: false"
-        )
-
-
 def probabilities(
-    weights: Sequence[float], episodes: Sequence[int], frames: Sequence[int], weight_by: WeightBy, temperature: float = 1.0
+    weights: Sequence[float],
+    episodes: Sequence[int] | np.ndarray,
+    frames: Sequence[int] | np.ndarray,
+    weight_by: WeightBy,
+    temperature: float = 1.0,
 ) -> Float64[np.ndarray, " sources"]:
     """Of a sample to come from each dataset: its weight times a size, divided by the sum over all.
 
@@ -161,6 +145,35 @@ class Mixture:
             faulty = len(reader.skipped) - set_aside
             shares.append(Share(name, episodes[number], frames[number], self.weights[name], probability[number], faulty, set_aside))
         return shares
+
+
+def checked_mixture(
+    weights: dict[str, float], weight_by: WeightBy | None, temperature: float, exhaustive: bool | None, task_balanced: bool, by_window: bool
+) -> Mixture:
+    """The mixture that arguments of `ClipData` define.
+
+    Raises:
+        ValueError: If they define none.
+    """
+    if weight_by is not None and weight_by not in get_args(WeightBy):
+        raise ValueError(f"weight_by must be one of {', '.join(get_args(WeightBy))}, got {weight_by!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if temperature != 1 and weight_by != "temperature":
+        raise ValueError(f"temperature {temperature} has no effect with weight_by: {weight_by}: set weight_by: temperature")
+    for name, weight in weights.items():
+        if not 0 <= weight < np.inf:
+            raise ValueError(f"sources.{name}.weight must not be negative, got {weight}")
+    if weights and not any(weights.values()):
+        raise ValueError(f"the weights of all sources are zero: {', '.join(weights)}")
+    if exhaustive and (weight_by not in (None, "frames") or len(set(weights.values())) > 1):
+        raise ValueError(
+            "exhaustive: every window comes once per epoch, so that datasets weigh what they have: remove weight_by and the sources' "
+            "weights, or set exhaustive: false"
+        )
+    if exhaustive is None:  # the paper's stages: clips are drawn, windows come in turn
+        exhaustive = by_window and weight_by in (None, "frames") and len(set(weights.values())) == 1
+    return Mixture(weights, weight_by, temperature, exhaustive, task_balanced, by_window)
 
 
 def table(shares: Sequence[Share]) -> str:

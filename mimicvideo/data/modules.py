@@ -20,7 +20,7 @@ from mimicvideo.data.faults import Ledger
 from mimicvideo.data.latents import LatentCache, filled_caches
 from mimicvideo.data.loading import Loader, died
 from mimicvideo.data.members import Members, divide
-from mimicvideo.data.mixture import Mixture, Share, WeightBy, check_mixture, table
+from mimicvideo.data.mixture import Share, WeightBy, checked_mixture, table
 from mimicvideo.data.resume import Place, interrupted
 from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order, WindowOrder, spread
 from mimicvideo.data.scan import Verify
@@ -49,6 +49,7 @@ class ClipData(LightningDataModule):
         future: Frames after that, a multiple of 4; 56 is the paper's.
         frame_interval: Rows from one frame to the next.
         frame_hz: Rows per second, to which datasets of other rates are brought by taking the nearest pictures; None takes what is stored.
+        anchor_interval: Rows from one window to the next; with more than 1 fewer windows train, and fewer latents are cached.
         batch_size: Clips per batch and device.
         sources: Datasets by any name: folders, or `root` and `weight`. Their cameras must give pictures of one size.
         height: Height that each camera's pictures are resized to, with `width`; None keeps the dataset's.
@@ -90,6 +91,7 @@ class ClipData(LightningDataModule):
         future: int = 56,
         frame_interval: int = 1,
         frame_hz: float | None = None,
+        anchor_interval: int = 1,
         batch_size: int = 32,
         sources: dict[str, str | Source] | None = None,
         height: int | None = None,
@@ -121,7 +123,8 @@ class ClipData(LightningDataModule):
             raise ValueError("with sources, each has its own spec: sources.NAME.spec")
         if (height is None) != (width is None):
             raise ValueError(f"give both height and width, or neither, got height={height}, width={width}")
-        for name, value in {"batch_size": batch_size, "validation_windows": validation_windows, "prefetch_factor": prefetch_factor}.items():
+        least = {"batch_size": batch_size, "anchor_interval": anchor_interval, "validation_windows": validation_windows}
+        for name, value in {**least, "prefetch_factor": prefetch_factor}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= validation_fraction < 1:
@@ -134,12 +137,9 @@ class ClipData(LightningDataModule):
         self._frame_hz = frame_hz
         self._cameras, self._size = cameras, None if height is None or width is None else (height, width)
         weights = {name: source.weight for name, source in self._sources.items()}
-        check_mixture(weight_by, temperature, exhaustive, weights)
-        if exhaustive is None:
-            exhaustive = self._by_window and weight_by in (None, "frames") and len(set(weights.values())) == 1
-        self._mixture = Mixture(weights, weight_by, temperature, exhaustive, task_balanced, self._by_window)
+        self._mixture = checked_mixture(weights, weight_by, temperature, exhaustive, task_balanced, self._by_window)
         self._batch_size, self._num_workers, self._prefetch, self._seed = batch_size, num_workers, prefetch_factor, seed
-        self._validation_windows = validation_windows
+        self._validation_windows, self._every = validation_windows, anchor_interval
         self._split: dict[str, Any] = {"fraction": validation_fraction, "count": validation_episodes, "seed": split_seed}
         self._reader_options: dict[str, Any] = {
             "max_bad_fraction": max_bad_fraction,
@@ -244,7 +244,7 @@ class ClipData(LightningDataModule):
             DatasetError: If too many episodes cannot be read.
         """
         self.setup()
-        self._latents, faults = filled_caches(self.readers, self.window, encode, key, cache_dir, *self._rank())
+        self._latents, faults = filled_caches(self.readers, self.window, encode, key, cache_dir, self._every, *self._rank())
         self._ledger.add(faults)
 
     # ---- batches --------------------------------------------------------------------------------------------------------------
@@ -263,22 +263,22 @@ class ClipData(LightningDataModule):
         return self._fixed(None)
 
     def _batches(self, members: Members, latents: dict[int, LatentCache] | None) -> ClipBatches:
-        return ClipBatches(members, self.window, latents, self._seed)
+        return ClipBatches(members, self.window, latents, self._seed, self._every)
 
     def _order(self) -> Order:
         anchors = self._anchors(self._training)
         if self._mixture.exhaustive:
-            return WindowOrder(anchors, self._seed, self._training.tasks if self._mixture.task_balanced else None)
-        return ClipOrder(anchors, self._seed, self._mixture.episode_weights(self._training, anchors))
+            return WindowOrder(anchors, self._seed, self._training.tasks if self._mixture.task_balanced else None, self._every)
+        return ClipOrder(anchors, self._seed, self._mixture.episode_weights(self._training, anchors), self._every)
 
     def _anchors(self, members: Members) -> Int[np.ndarray, " episodes"]:
-        return members.lengths + self.window.clip_anchors(0)
+        return -(-(members.lengths + self.window.clip_anchors(0)) // self._every)
 
     def _fixed(self, latents: dict[int, LatentCache] | None) -> Loader | list[Any]:
         self.setup()
         if not self._validating:
             return []
-        items = spread(np.arange(len(self._validating)), self._anchors(self._validating), self._validation_windows)
+        items = spread(np.arange(len(self._validating)), self._anchors(self._validating), self._validation_windows, self._every)
         return self._loader(self._batches(self._validating, latents), FixedBatches(items, self._batch_size, *self._rank()))
 
     def _loader(self, batches: ClipBatches, sampler: BatchStream | FixedBatches) -> Loader:
@@ -312,6 +312,7 @@ class ClipData(LightningDataModule):
             "seed": self._seed,
             "episodes": len(self._training),
             "skipped": self._skipped_at_start or {name: sorted(reader.skipped) for name, reader in self.readers.items()},
+            "anchor_interval": self._every,
             "mixture": asdict(self._mixture),
             "stretch": asdict(self._stretches().saved),
             "unreadable": self._ledger.found,

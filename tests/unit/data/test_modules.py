@@ -327,3 +327,44 @@ def test_a_video_only_dataset_serves_stage_1(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="has videos only, no numbers to take action_dim from: it serves stage 1"):
         DemonstrationData(3, 2, HORIZON, root=str(made.root), **GEOMETRY).setup()
     assert (made.root / DATA_FILE).is_file()
+
+
+# ---- fewer windows --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [clips, demonstrations])
+def test_every_so_manieth_window(tmp_path: Path, made: Made, make: Any) -> None:
+    data = make(made, anchor_interval=4, num_workers=0)
+    data.attach_latents(encode, "vae", str(tmp_path / "sparse"))
+    seen = [batches(data, 12), list(data.val_dataloader())]
+    assert {row % 4 for batch in chain(*seen) for row in batch["row"].tolist()} == {0}
+    expected = {(episode, row) for episode, rows in enumerate(LENGTHS) for row in range(0, rows + 8 * (make is clips), 4)}
+    drawn = {place for batch in chain(*seen) for place in zip(batch["episode"].tolist(), batch["row"].tolist(), strict=True)}
+    assert drawn <= expected and (make is clips or drawn == expected)
+    make(made).attach_latents(encode, "vae", str(tmp_path / "dense"))
+    size = {name: sum(path.stat().st_size for path in (tmp_path / name).glob("*/*.bf16")) for name in ("sparse", "dense")}
+    assert size["sparse"] < size["dense"] / 3
+
+    def never(video: Tensor) -> Tensor:
+        pytest.fail("these windows have been encoded")
+
+    for interval, folder in ((4, "sparse"), (8, "sparse"), (4, "dense")):
+        again = make(made, anchor_interval=interval)
+        again.attach_latents(never, "vae", str(tmp_path / folder))
+        for batch in batches(again, 3):
+            video = [again._training.readers["data"].frames(*place(again, episode, row)) for episode, row in names(batch)]
+            assert torch.equal(batch["latents"], encode(torch.from_numpy(np.stack(video))).bfloat16())
+    for interval in (1, 6):
+        with pytest.raises(
+            DatasetError, match=f"has latents of every 4th anchor of .*, training asks for every {interval}: set anchor_inter"
+        ):
+            make(made, anchor_interval=interval).attach_latents(encode, "vae", str(tmp_path / "sparse"))
+
+
+def names(batch: Any) -> list[tuple[int, int]]:
+    return list(zip(batch["episode"].tolist(), batch["row"].tolist(), strict=True))
+
+
+def place(data: ClipData, episode: int, row: int) -> tuple[Any, np.ndarray]:
+    listed = data._training.readers["data"].listed[episode]
+    return listed, data.window.frame_rows(row, listed.length)

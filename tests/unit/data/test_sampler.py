@@ -1,12 +1,13 @@
 """Orders are pure functions of the seed and the position, and visit what they promise to visit."""
 
+import time
 from collections import Counter
 from itertools import chain, islice
 
 import numpy as np
 import pytest
 
-from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Item, WindowOrder, spread
+from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Item, Permutation, WindowOrder, spread
 
 ANCHORS = [100, 10, 40]
 TASKS = ["a", "a", "b"]
@@ -110,3 +111,55 @@ def test_spread_visits_every_episode_evenly() -> None:
     assert rows == {5: [12, 37, 62, 87], 6: [0, 1], 7: [8, 25, 41]}
     assert len(spread([0], [3], 10)) == 3, "there are no more"
     assert spread([], [], 4) == []
+
+
+# ---- large datasets -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 17, 256, 257, 5000])
+def test_a_permutation_without_a_table_is_one(size: int) -> None:
+    first, second = (Permutation(size, [0, key]) for key in (1, 2))
+    assert sorted(map(first, range(size))) == list(range(size))
+    if size > 16:
+        assert list(map(first, range(size))) != list(map(second, range(size)))
+
+
+def test_a_permutation_without_a_table_looks_random() -> None:
+    size, bins, keys = 1000, 10, 200
+    counts = np.zeros((bins, bins))  # where the first and last tenths of the places are sent, over many keys
+    for key in range(keys):
+        permutation = Permutation(size, [key])
+        for place in range(0, size, 5):
+            counts[place * bins // size, permutation(place) * bins // size] += 1
+    expected = keys * size / 5 / bins**2
+    assert ((counts - expected) ** 2 / expected).sum() < 81 + 5 * np.sqrt(2 * 81)
+    permutation = [Permutation(size, [7])(place) for place in range(size)]
+    assert abs(np.corrcoef(permutation[:-1], permutation[1:])[0, 1]) < 0.12, "neighbours are not sent to neighbours"
+
+
+def test_large_datasets_are_shuffled_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mimicvideo.data.sampler.LARGEST_TABLE", 100)
+    order, total = WindowOrder(ANCHORS, seed=0), sum(ANCHORS)
+    everything = {(episode, row) for episode, anchors in enumerate(ANCHORS) for row in range(anchors)}
+    epochs = [[order[position][1:] for position in range(epoch * total, (epoch + 1) * total)] for epoch in range(2)]
+    assert all(set(epoch) == everything and len(epoch) == total for epoch in epochs) and epochs[0] != epochs[1]
+    again = WindowOrder(ANCHORS, seed=0)
+    assert [again[position][1:] for position in (200, 3)] == [epochs[1][50], epochs[0][3]]
+
+
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_an_index_of_many_episodes_is_uniform_and_ranks_do_not_overlap(exhaustive: bool) -> None:
+    lengths = np.random.default_rng(0).integers(50, 151, 50_000)
+    started = time.process_time()
+    order = WindowOrder(lengths, 0) if exhaustive else ClipOrder(lengths, 0, lengths)
+    parts = [list(chain(*islice(BatchStream(order, 64, rank, 4), 40))) for rank in range(4)]
+    assert time.process_time() - started < 10
+    positions = [item.position for part in parts for item in part]
+    assert sorted(positions) == list(range(4 * 64 * 40))
+    items = [item for part in parts for item in part]
+    assert all(0 <= item.row < lengths[item.episode] for item in items)
+    if exhaustive:
+        assert len({item[1:] for item in items}) == len(items), "no window twice in an epoch"
+    counts = np.bincount([item.episode * 20 // len(lengths) for item in items], minlength=20)
+    shares = np.add.reduceat(lengths, np.arange(0, len(lengths), len(lengths) // 20)) / lengths.sum() * len(items)
+    assert ((counts - shares) ** 2 / shares).sum() < 19 + 5 * np.sqrt(2 * 19)
