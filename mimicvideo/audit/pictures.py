@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, UInt8
 
 from mimicvideo.audit.robust import runs
 from mimicvideo.audit.signals import MOVING
@@ -22,7 +22,7 @@ GLIMPSE = 4 * SIGNATURE * SIGNATURE  # luma of the first, last and two middle fr
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-def summarise_pictures(reader: Episodes, episode: Episode, speed: Float64[np.ndarray, " rows"]) -> dict[str, Any]:
+def summarise_pictures(reader: Episodes, episode: Episode, speed: np.ndarray) -> dict[str, Any]:
     """By camera. `speed` is that of `signals.summarise_numbers`, or of no length.
 
     Raises:
@@ -60,7 +60,7 @@ def _cells(frames: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray,
     return blocks.mean(axis=(2, 4), dtype=np.float32)
 
 
-def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: Float64[np.ndarray, " rows"]) -> dict[str, Any]:
+def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray) -> dict[str, Any]:
     light = cells @ LUMA
     level, contrast = light.mean((1, 2)), light.std((1, 2))
     black, blank = level < BLACK, (contrast < UNIFORM) & (level >= BLACK)
