@@ -336,8 +336,6 @@ def rows_of(root: Path, episode: int) -> int:
     return pq.read_table(root / DATA_FILE).column("episode_index").to_pylist().count(episode)
 
 
-IDLE = frozenset({"long_episode"})
-
 FAULTS: dict[str, Fault] = {
     "nan_state": Fault("not_finite", damage=cell("observation.state", float("nan"))),
     "infinite_action": Fault("not_finite", damage=cell("action", float("inf"))),
@@ -363,7 +361,7 @@ FAULTS: dict[str, Fault] = {
     "inverted_gripper": Fault("inverted_gripper", numbers(gripper(lambda values: 1 - values))),
     "gripper_from_minus_one": Fault("gripper_range", numbers(gripper(lambda values: 2 * values - 1))),
     "actions_of_another": Fault("inconsistent_actions", of_another("actions")),
-    "states_of_another": Fault("inconsistent_actions", of_another("states"), also=frozenset({"shifted_video"})),
+    "states_of_another": Fault("inconsistent_actions", of_another("states")),
     "duplicate": Fault("duplicate_episode", again=lambda corpus: corpus.recordings[3]),
     "duplicate_encoded_again": Fault("duplicate_episode", again=lambda corpus: replace(noisy_copy(corpus), **corpus.numbers(3))),
     "near_duplicate": Fault("near_duplicate", again=noisy_copy),
@@ -398,7 +396,6 @@ FAULTS: dict[str, Fault] = {
     "frozen_end": Fault("frozen_video", pictures(held(22, 60), cameras=("side",))),
     "repeated_frames": Fault("dropped_frames", pictures(held(15, 19))),
     "lost_frames": Fault("dropped_frames", pictures(skipping(16, 4), cameras=CAMERAS)),
-    "late_video": Fault("shifted_video", pictures(lambda frames: rolled(2)(frames), cameras=CAMERAS)),
     "swapped_cameras": Fault("swapped_cameras", swap),
     "swapped_channels": Fault("swapped_channels", pictures(lambda frames: frames[..., ::-1])),
     "mirrored": Fault("flipped_pictures", pictures(lambda frames: frames[:, :, ::-1])),

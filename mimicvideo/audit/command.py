@@ -23,9 +23,7 @@ def audit(argv: Sequence[str], training_data: Callable[[list[str]], dict[str, An
         The program's status: 0 if nothing is found at or above `--fail-on`, else 1.
 
     Raises:
-        ConfigError: If the flags are wrong.
-        DatasetError: If no dataset can be opened.
-        OSError: If results cannot be written.
+        ConfigError: If the flags are wrong, no dataset can be opened, or results cannot be written.
     """
     options, rest = _parser().parse_known_args(list(argv))
     if options.num_workers < 0:
@@ -35,17 +33,24 @@ def audit(argv: Sequence[str], training_data: Callable[[list[str]], dict[str, An
 
     from mimicvideo.audit.run import run_audit
     from mimicvideo.audit.sources import build_data
+    from mimicvideo.data.errors import DatasetError
 
     logging.getLogger("mimicvideo.data").setLevel(logging.ERROR)  # what readers warn of becomes findings
-    data = build_data(configuration, given)
-    results = run_audit(
-        data,
-        out=Path(options.out),
-        num_workers=options.num_workers,
-        verify=options.verify,
-        language=options.language,
-        max_thumbnails=options.thumbnails,
-    )
+    try:
+        data = build_data(configuration, given)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        results = run_audit(
+            data,
+            out=Path(options.out),
+            num_workers=options.num_workers,
+            verify=options.verify,
+            language=options.language,
+            max_thumbnails=options.thumbnails,
+        )
+    except (DatasetError, OSError) as error:  # status 1 would say that something was found
+        raise ConfigError(str(error)) from error
     counts = {severity: sum(audited.findings.number(severity) for audited in results) for severity in ("warning", "error")}
     failing = {"never": 0, "error": counts["error"], "warning": counts["error"] + counts["warning"]}[options.fail_on]
     return FOUND if failing else CLEAN

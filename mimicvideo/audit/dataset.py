@@ -73,8 +73,7 @@ def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, d
         done: Called with the frames of each episode that is finished, and whether it was read now.
 
     Raises:
-        OSError: If results cannot be written.
-        RuntimeError: If a process dies.
+        OSError: If results cannot be written, or a process dies.
     """
     start = time.monotonic()
     calibration = calibrate(reader)

@@ -31,11 +31,11 @@ def summarise(reader: Episodes, episode: Episode, calibration: Calibration, veri
         "problem": None,
     }
     try:
-        numbers, speed, states = summarise_numbers(reader, episode, calibration)
+        numbers, speed = summarise_numbers(reader, episode, calibration)
         summary["numbers"] = numbers
         summary["problem"] = reader.damage(episode) if verify == "full" else None
         if summary["problem"] is None:
-            summary["pictures"] = summarise_pictures(reader, episode, speed, states)
+            summary["pictures"] = summarise_pictures(reader, episode, speed)
     except (DatasetError, OSError) as error:
         summary["problem"] = str(error)
     return {**summary, "seconds": round(time.perf_counter() - start, 4)}

@@ -35,7 +35,6 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "blank_frames": ("error", "pictures of one colour"),
     "frozen_video": ("error", "the picture stands still while the robot moves"),
     "dropped_frames": ("error", "frames repeat or are left out while the robot moves"),
-    "shifted_video": ("error", "pictures are rows before or behind the states"),
     "swapped_cameras": ("error", "cameras are exchanged"),
     "swapped_channels": ("error", "red and blue are exchanged"),
     "flipped_pictures": ("error", "pictures are mirrored or upside down"),

@@ -9,14 +9,13 @@ from jaxtyping import Float64
 
 from mimicvideo.audit.findings import Findings
 from mimicvideo.audit.pictures import SIGNATURE
-from mimicvideo.audit.population import Population, distance, loss
+from mimicvideo.audit.population import Population, distance
 
 HALF = 0.5  # a change of the pictures explains that they differ from the usual if it halves the difference
 NOTICED = 4.0  # levels of difference below which a scene is the usual one
 OTHER = 30.0  # levels: another place, not another object on the table
 FLASH = 10.0  # levels of brightness: 4 % of the range, more than flicker
 LEAP = math.log(2)  # twice the usual leap: a frame is missing
-LOST = math.log(2)  # twice as much of the pictures is unexplained by the states as after a shift
 
 _Picture = Float64[np.ndarray, "rows columns 3"]
 _CHANGES: list[tuple[str, str, Callable[[_Picture], _Picture]]] = [
@@ -75,12 +74,6 @@ def _motion(camera: str, summary: dict[str, Any], length: int, index: int, usual
         broken = True
         text = f"camera {camera}: at row {leap_row} the picture changes {math.exp(leap):.1f} times as much as usual for the robot's speed"
         findings.add("dropped_frames", index, text)
-    found, expected = summary.get("unexplained"), usual.unexplained.get(camera)
-    if not broken and found and expected is not None and expected.min() <= 0.5 and min(found) <= 0.5:
-        rows = int(np.argmin(found)) - int(expected.argmin())
-        if rows and usual.losses[camera].far_above(loss(found, int(expected.argmin())), LOST):
-            text = f"camera {camera}: pictures are {abs(rows)} rows {'behind' if rows > 0 else 'before'} the states"
-            findings.add("shifted_video", index, text)
     return broken
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, UInt8
 
 from mimicvideo.audit.robust import runs
 from mimicvideo.audit.signals import MOVING
@@ -20,13 +20,10 @@ UNIFORM = 2.0  # levels of standard deviation over a picture: less than the nois
 STILL = 0.5  # levels: no cell's mean changes by what an 8-bit picture could show
 GLIMPSE = 4 * SIGNATURE * SIGNATURE  # luma of the first, last and two middle frames, to tell scenes apart
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-LAGS, COMPONENTS, EXPLAINED = 3, 4, 256
 
 
-def summarise_pictures(
-    reader: Episodes, episode: Episode, speed: Float64[np.ndarray, " rows"], states: Float64[np.ndarray, "rows proprio_dim"]
-) -> dict[str, Any]:
-    """By camera. `speed` and `states` are those of `signals.summarise_numbers`, or of no length.
+def summarise_pictures(reader: Episodes, episode: Episode, speed: np.ndarray) -> dict[str, Any]:
+    """By camera. `speed` is that of `signals.summarise_numbers`, or of no length.
 
     Raises:
         DatasetError: If a video cannot be read.
@@ -35,7 +32,7 @@ def summarise_pictures(
     for frames in _chunks(reader, episode):
         for camera, part in _views(reader.cameras, frames):
             cells[camera.name].append(_cells(part))
-    return {name: _summarise(np.concatenate(parts), speed, states) for name, parts in cells.items()}
+    return {name: _summarise(np.concatenate(parts), speed) for name, parts in cells.items()}
 
 
 def _chunks(reader: Episodes, episode: Episode) -> Iterator[UInt8[np.ndarray, "n height tiled_width 3"]]:
@@ -63,7 +60,7 @@ def _cells(frames: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray,
     return blocks.mean(axis=(2, 4), dtype=np.float32)
 
 
-def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray, states: np.ndarray) -> dict[str, Any]:
+def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray) -> dict[str, Any]:
     light = cells @ LUMA
     level, contrast = light.mean((1, 2)), light.std((1, 2))
     black, blank = level < BLACK, (contrast < UNIFORM) & (level >= BLACK)
@@ -76,7 +73,7 @@ def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray
     pace = np.minimum(speed[:-1], 1.0) if numbers else np.ones(len(steps))
     still = peak < np.maximum(STILL, 0.1 * pace * np.percentile(peak[moving], 75) if moving.any() else STILL)
     start, length, within = max(((s, n, int(moving[s : s + n].sum())) for s, n in runs(still)), key=lambda run: run[2], default=(0, 0, 0))
-    summary = {
+    return {
         "signature": _signature(_median(cells[seen] if seen.any() else cells)),
         "glimpse": [
             value for place in np.linspace(0, len(cells) - 1, 4).round().astype(int) for value in _signature(light[place, ..., None])
@@ -94,9 +91,6 @@ def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray
         "activity": round(float(np.median(mean[moving])) if moving.any() else 0.0, 4),
         **_jumps(steps, mean, speed[:-1] if numbers else None, moving),
     }
-    if len(states) == len(light):
-        summary["unexplained"] = _unexplained(light, states)
-    return summary
 
 
 def _median(cells: Float32[np.ndarray, "n rows columns 3"]) -> Float32[np.ndarray, "rows columns 3"]:
@@ -132,29 +126,3 @@ def _jumps(steps: np.ndarray, mean: np.ndarray, speed: np.ndarray | None, moving
         "flash": [round(float(flash.max()), 2), int(flash.argmax()) + 1],
         "leap": [round(float(leap.max()), 4), int(leap.argmax()) + 1],
     }
-
-
-def _unexplained(light: Float32[np.ndarray, "n rows columns"], states: Float64[np.ndarray, "n dims"]) -> list[float] | None:
-    """The share of the picture's variance that no linear function of the states explains, if pictures come -LAGS ... LAGS rows later.
-
-    Pictures are their first COMPONENTS principal components, of the middle EXPLAINED rows. None where there are too few rows.
-    """
-    start = max(0, (len(light) - EXPLAINED) // 2)
-    light, states = light[start : start + EXPLAINED], states[start : start + EXPLAINED]
-    states = states[:, states.std(0) > 1e-9]
-    if not states.shape[1] or len(states) - LAGS < 3 * (states.shape[1] + 1):
-        return None
-    flat = light.reshape(len(light), -1).astype(np.float64)
-    flat -= flat.mean(0)
-    _, vectors = np.linalg.eigh(flat @ flat.T)
-    scores = vectors[:, -COMPONENTS:] * np.linalg.norm(flat.T @ vectors[:, -COMPONENTS:], axis=0)
-    inputs = np.column_stack([(states - states.mean(0)) / states.std(0), np.ones(len(states))])
-    shares = []
-    for lag in range(-LAGS, LAGS + 1):
-        # The same number of rows for each lag, so that each is fitted as easily.
-        rows = len(states) - 2 * LAGS
-        drive, seen = inputs[LAGS : LAGS + rows], scores[LAGS + lag : LAGS + lag + rows]
-        left = seen - drive @ np.linalg.lstsq(drive, seen, rcond=None)[0]
-        total = ((seen - seen.mean(0)) ** 2).sum()
-        shares.append(round(float((left**2).sum() / total), 6) if total > 0 else 1.0)
-    return shares

@@ -20,21 +20,28 @@ class Population:
     Args:
         summaries: Of the episodes.
         count: How many there are.
+
+    Attributes:
+        lag: The place in `pooled` where actions explain most.
+        signatures: The usual picture of each camera.
+        distances: How far episodes' pictures are from it.
     """
+
+    lag = 0
 
     def __init__(self, summaries: Iterable[dict[str, Any]], count: int) -> None:
         chosen = set(evenly(count, SAMPLE).tolist())
         values: dict[str, list[float | None]] = {}
         signatures: dict[str, list[list[int]]] = {}
-        unexplained: dict[str, list[list[float]]] = {}
+        pooled: list[list[float]] = []
         for place, summary in enumerate(summaries):
             if place in chosen:
                 for name, value in quantities(summary):
                     values.setdefault(name, []).append(value)
+                if "follow" in summary.get("numbers", {}):
+                    pooled.append(summary["numbers"]["follow"]["pooled"])
                 for camera, pictures in summary.get("pictures", {}).items():
                     signatures.setdefault(camera, []).append(pictures["signature"])
-                    if pictures.get("unexplained"):
-                        unexplained.setdefault(camera, []).append(pictures["unexplained"])
         self._usual = {name: usual(found) for name, found in values.items()}
         self.signatures: dict[str, Float64[np.ndarray, " values"]] = {
             camera: np.median(np.array(found, np.float64), axis=0) for camera, found in signatures.items()
@@ -43,10 +50,10 @@ class Population:
             camera: usual(distance(np.array(one, np.float64), self.signatures[camera]) for one in found)
             for camera, found in signatures.items()
         }
-        self.unexplained = {camera: np.median(found, axis=0) for camera, found in unexplained.items()}
-        self.losses = {
-            camera: usual(loss(one, int(self.unexplained[camera].argmin())) for one in found) for camera, found in unexplained.items()
-        }
+        self._usual["follow/loss"] = NOTHING
+        if pooled:
+            self.lag = int(np.median(pooled, axis=0).argmax())
+            self._usual["follow/loss"] = usual(loss(one, self.lag) for one in pooled)
 
     def __getitem__(self, name: str) -> Usual:
         return self._usual.get(name, NOTHING)
@@ -89,9 +96,10 @@ def quantities(summary: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
         yield f"{camera}/leap", pictures["leap"][0]
 
 
-def loss(unexplained: list[float], lag: int) -> float:
-    """How many times more of the pictures is unexplained at a lag than at the best one, as a natural logarithm."""
-    return math.log(max(unexplained[lag], SMALLEST) / max(min(unexplained), SMALLEST))
+def loss(pooled: list[float], lag: int) -> float:
+    """How many times more of the motion is unexplained by the actions at a lag than at the best one, as a natural logarithm."""
+    left = [max(1 - max(value, 0.0) ** 2, 1e-4) for value in pooled]
+    return math.log(left[lag] / min(left))
 
 
 def log_slope(slope: float | None) -> float | None:

@@ -22,6 +22,7 @@ from mimicvideo.data.scan import Verify
 from mimicvideo.provenance import command_line
 
 VERSION = 1  # of audit.json
+WIDTH = 110  # of the table where there is no terminal
 
 
 def run_audit(data: ClipData, out: Path, num_workers: int, verify: Verify, language: str, max_thumbnails: int) -> list[Audited]:
@@ -33,6 +34,8 @@ def run_audit(data: ClipData, out: Path, num_workers: int, verify: Verify, langu
     """
     out.mkdir(parents=True, exist_ok=True)
     window, console = data.window, Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     results: list[Audited] = []
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeElapsedColumn()]
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:

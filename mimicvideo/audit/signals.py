@@ -18,10 +18,10 @@ DIGITS = 6
 INVERTED = 0.3  # of pooled correlation: oscillations correlate with the wrong sign half a period away, but less
 
 
-def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibration) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Everything that is kept of an episode's numbers; how fast its states change in each row, in units of the typical fast speed; states.
+def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibration) -> tuple[dict[str, Any], np.ndarray]:
+    """Everything that is kept of an episode's numbers, and how fast its states change in each row, in units of the typical fast speed.
 
-    The last two are of no length if there are no numbers or they are not finite.
+    The speed is of no length if there are no numbers or they are not finite.
     """
     actions, states = np.asarray(reader.actions(episode), np.float64), np.asarray(reader.proprio(episode), np.float64)
     bad = {name: _not_finite(values) for name, values in (("actions", actions), ("proprio", states))}
@@ -31,7 +31,7 @@ def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibrati
         "times": _times(reader.times(episode)),
     }
     if summary["not_finite"] or not len(actions):
-        return summary, np.zeros(0), np.zeros((0, 0))
+        return summary, np.zeros(0)
     for name, values in (("actions", actions), ("proprio", states)):
         summary[name] = _dimensions(values, calibration.ranges[name])
     action_rows, states = by_row(reader, episode)
@@ -41,7 +41,7 @@ def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibrati
     if len(states) >= ROWS and calibration.relations:
         summary["follow"] = _follow(action_rows, states, calibration)
     summary["descriptor"] = _descriptor(action_rows, states, calibration)
-    return summary, speed, states
+    return summary, speed
 
 
 def _not_finite(values: Float64[np.ndarray, "rows dims"]) -> str | None:
@@ -149,6 +149,7 @@ def _follow(actions: np.ndarray, states: np.ndarray, calibration: Calibration) -
     return {
         "lag": round(best - LAGS + _vertex(np.abs(pooled), best), 3) if energy.max(initial=0) > MOVING else None,
         "fit": round(float(pooled[best]), 4),
+        "pooled": pooled.round(4).tolist(),
         "own": own[best].round(4).tolist(),
         "energy": energy.round(4).tolist(),
         "cross": tables[strongest].round(4).tolist(),

@@ -29,7 +29,7 @@ def build_data(configuration: dict[str, Any] | None, argv: Sequence[str]) -> Cli
     parser = _DataParser(prog="mimicvideo audit", parser_mode="omegaconf", allow_abbrev=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parsed = parser.parse_object({"data": configuration}) if configuration is not None else parser.parse_args(list(argv))
-    data = parser.instantiate_classes(parsed)["data"]
+    data = parser.instantiate(parsed)["data"]
     if not isinstance(data, ClipData):
         raise ConfigError(f"only ClipData and DemonstrationData can be audited, not {type(data).__name__}")
     return data

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,16 +16,16 @@ def print_table(console: Console, content: Mapping[str, Any], out: Path) -> None
     """Prints the content of audit.json."""
     window = content["window"]
     title = f"windows of {window['observed']} + {window['future']} frames, every {window['frame_interval']} rows"
-    table = Table(title=title, title_justify="left")
-    table.add_column("dataset", overflow="fold")
-    for name in ("episodes", "frames", "hours", "fps", "stage 1", "stage 2", "unlabelled", "errors", "warnings", "quarantined"):
-        table.add_column(name, justify="right")
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("dataset", overflow="fold", min_width=8)
+    for name in ("episodes", "frames", "hours", "stage 1", "stage 2", "unlabelled", "errors", "warnings", "quarantined"):
+        table.add_column(name, justify="right", no_wrap=True)
     datasets = content["datasets"]
     for dataset in datasets:
         if dataset["problem"] is None:
             table.add_row(escape(dataset["name"]), *_cells(dataset))
         else:
-            table.add_row(escape(dataset["name"]), "cannot be opened", *[""] * 6, "1", "0", "")
+            table.add_row(escape(dataset["name"]), "cannot be opened", *[""] * 5, "1", "0", "")
     if len(datasets) > 1:
         table.add_section()
         table.add_row("all", *_sums([dataset for dataset in datasets if dataset["problem"] is None]))
@@ -44,7 +45,6 @@ def _cells(dataset: Mapping[str, Any]) -> list[str]:
         f"{dataset['episodes']:,}",
         f"{dataset['frames']:,}",
         f"{dataset['hours']:.2f}",
-        f"{dataset['frames_per_second']:g}",
         f"{samples(dataset, 'stage_1'):,}",
         f"{samples(dataset, 'stage_2'):,}",
         f"{1 - dataset['instructions']['coverage']:.1%}",
@@ -62,7 +62,7 @@ def _sums(datasets: list[Mapping[str, Any]]) -> list[str]:
     stages = [f"{sum(samples(dataset, stage) for dataset in datasets):,}" for stage in ("stage_1", "stage_2")]
     counts = [f"{total(name):,}" for name in ("errors", "warnings", "quarantined")]
     unlabelled = f"{without / max(total('episodes'), 1):.1%}"
-    return [f"{total('episodes'):,}", f"{total('frames'):,}", f"{total('hours'):.2f}", "", *stages, unlabelled, *counts]
+    return [f"{total('episodes'):,}", f"{total('frames'):,}", f"{total('hours'):.2f}", *stages, unlabelled, *counts]
 
 
 def _print_findings(console: Console, dataset: Mapping[str, Any]) -> None:

@@ -45,8 +45,7 @@ def summarise_all(
         How many episodes were summarised now and how many had been before.
 
     Raises:
-        OSError: If the file cannot be written.
-        RuntimeError: If a process died; what was finished is kept.
+        OSError: If the file cannot be written, or a process died; what was finished is kept.
     """
     _keep_whole_lines(path, key)
     lengths = {episode.index: episode.length for episode in reader.episodes}
@@ -114,7 +113,7 @@ def _compute(
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "a process of the audit died, most likely for want of memory: run it again with fewer --num_workers; "
                 "episodes that were finished are not read again"
             ) from error

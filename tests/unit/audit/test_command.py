@@ -1,0 +1,207 @@
+"""`mimicvideo audit` as it is typed: status, files, resumption, processes; and the quarantine in training."""
+
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mimicvideo.__main__ as program
+from mimicvideo.audit import work
+from mimicvideo.compose import CONF
+from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.modules import ClipData
+from tests.faults import BAD, EPISODES, FAULTS, Corpus, inject, make_corpus, write
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def black(corpus: Corpus, tmp_path: Path) -> Path:
+    """A dataset with a black video."""
+    inject(tmp_path / "black", corpus, FAULTS["black_video"])
+    return tmp_path / "black"
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
+    """The status of `mimicvideo audit ARGV`."""
+    monkeypatch.setattr(sys, "argv", ["mimicvideo", "audit", *argv])
+    with pytest.raises(SystemExit) as caught:
+        program.main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def of(root: Path, out: Path) -> list[str]:
+    return [f"--data={root}", "--data.cameras=[front,side]", "--data.observed=1", "--data.future=8", f"--out={out}"]
+
+
+def content(out: Path) -> dict[str, Any]:
+    return json.loads((out / "audit.json").read_text())
+
+
+def test_sound_data_ends_with_0_and_a_whole_report(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(tmp_path / "data", corpus)
+    assert typed(monkeypatch, *of(root, tmp_path / "out")) == 0
+    assert "nothing found" in capsys.readouterr().out
+    dataset = content(tmp_path / "out")["datasets"][0]
+    rows = sum(len(recording.states) for recording in corpus.recordings)
+    assert (dataset["episodes"], dataset["frames"], dataset["findings"]) == (EPISODES, rows, [])
+    assert dataset["hours"] == pytest.approx(rows / 10 / 3600)
+    assert dataset["instructions"]["languages"] == {"en": EPISODES}
+    assert {(pair["action"], pair["state"]) for pair in dataset["relations"]} == {
+        ("dx", "x"), ("dy", "y"), ("dz", "z"), ("droll", "roll"), ("dpitch", "pitch"), ("dyaw", "yaw")
+    }  # fmt: skip
+    states = np.concatenate([recording.states for recording in corpus.recordings])
+    for dimension, column in zip(dataset["dimensions"]["proprio"], states.T, strict=True):
+        assert (dimension["min"], dimension["max"]) == (column.min(), column.max())
+        assert (dimension["mean"], dimension["std"]) == pytest.approx((column.mean(), column.std()), rel=1e-4, abs=1e-6)
+        assert sum(dimension["histogram"]["counts"]) == rows
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert page.count("data:image/svg+xml") == 3  # lengths, actions, states
+    assert page.count("data:image/png") >= 4
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+
+
+def test_samples_are_those_that_training_draws_from(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "data", corpus)
+    experiment = f"--config={CONF}/experiment/quickstart_action.yaml"
+    flags = [f"--data.root={root}", "--data.cameras=[front,side]", "--data.action_dim=7", "--data.proprio_dim=7"]
+    assert typed(monkeypatch, experiment, *flags, f"--out={tmp_path}/out") == 0
+    found = content(tmp_path / "out")
+    assert found["window"] == {"observed": 1, "future": 8, "frame_interval": 1, "horizon": 16, "rows": 9}
+    data = ClipData(str(root), cameras=["front", "side"], observed=1, future=8, validation_fraction=0.07)
+    data.setup()
+    samples = found["datasets"][0]["samples"]
+    assert samples["stage_1"]["training"] == sum(data._anchors(data._training))
+    assert samples["stage_1"]["validation"] == sum(data._anchors(data._validating))
+    assert samples["stage_2"]["training"] == sum(member.episode.length for member in data._training)
+
+
+def test_what_is_found_decides_the_status(black: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = of(black, tmp_path / "out")
+    assert typed(monkeypatch, *argv) == 1
+    assert typed(monkeypatch, *argv, "--fail-on=error") == 1
+    assert typed(monkeypatch, *argv, "--fail-on=never") == 0
+
+
+def test_a_warning_is_no_error(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(tmp_path / "data", corpus, FAULTS["exposure_jump"])
+    argv = of(tmp_path / "data", tmp_path / "out")
+    assert typed(monkeypatch, *argv) == 1
+    assert typed(monkeypatch, *argv, "--fail-on=error") == 0
+    assert content(tmp_path / "out")["datasets"][0]["quarantined"] == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "give either --config conf/experiment/NAME.yaml, or --data"),
+        (["--data=/nowhere"], "there is no dataset folder /nowhere"),
+        (["--data=/nowhere.yaml"], "there is no file /nowhere.yaml"),
+        (["--data=/nowhere", "--trainer.max_steps=3"], "--trainer.max_steps is not accepted"),
+        (["--data=/nowhere", "--data.future=7"], "the nearest values of future are 4 and 8"),
+        (["--data=/nowhere", "--data.obsreved=5"], "did you mean"),
+        (["--data=/nowhere", "--num_workers=-1"], "--num_workers must not be negative, got -1"),
+        (["--data=/nowhere", "--fail-on=fatal"], "invalid choice: 'fatal'"),
+    ],
+)
+def test_what_cannot_run_ends_with_2(
+    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed(monkeypatch, *argv, f"--out={tmp_path}/out") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_bad_dataset_does_not_stop_the_others(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "data", corpus)
+    (tmp_path / "broken").mkdir()
+    sources = json.dumps({"good": str(root), "bad": str(tmp_path / "broken")})
+    config = tmp_path / "mixture.yaml"
+    config.write_text(f"class_path: mimicvideo.data.modules.ClipData\ninit_args: {{sources: {sources}, cameras: [front, side]}}\n")
+    assert typed(monkeypatch, f"--data={config}", f"--out={tmp_path}/out") == 1
+    good, bad = content(tmp_path / "out")["datasets"]
+    assert (good["episodes"], good["findings"]) == (EPISODES, [])
+    assert "is empty" in bad["problem"] and bad["counts"] == {"unusable": 1}
+
+
+def test_a_second_run_reads_only_what_the_first_did_not_finish(black: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = work.summarise
+    monkeypatch.setattr(work, "summarise", lambda reader, episode, *rest: read.append(episode.index) or real(reader, episode, *rest))
+    argv = of(black, tmp_path / "out")
+    typed(monkeypatch, *argv)
+    first = content(tmp_path / "out")["datasets"][0]["findings"]
+    assert sorted(read) == list(range(EPISODES))
+    results = tmp_path / "out" / "episodes-data.jsonl"
+    results.write_bytes(results.read_bytes()[:-100])  # killed while it wrote the last line
+    read.clear()
+    typed(monkeypatch, *argv)
+    assert len(read) == 1
+    assert content(tmp_path / "out")["datasets"][0]["findings"] == first
+    read.clear()
+    typed(monkeypatch, *argv, "--verify=quick")  # another question
+    assert len(read) == EPISODES
+    read.clear()
+    FAULTS["timestamp_gap"].damage(black)  # type: ignore[misc] (it has one)
+    typed(monkeypatch, *argv, "--verify=quick")  # the content is another
+    assert len(read) == EPISODES
+
+
+def test_processes_find_the_same(black: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for workers in (0, 2):
+        assert typed(monkeypatch, *of(black, tmp_path / f"out{workers}"), f"--num_workers={workers}") == 1
+        found.append(content(tmp_path / f"out{workers}")["datasets"][0]["findings"])
+    assert found[0] == found[1]
+    assert [(finding["kind"], finding["episode"]) for finding in found[0]] == [("black_frames", BAD)]
+
+
+# -- quarantine ----------------------------------------------------------------------------------------------------------------
+
+
+def clips(root: Path, **options: Any) -> ClipData:
+    data = ClipData(str(root), cameras=["front", "side"], observed=1, future=8, **options)
+    data.setup()
+    return data
+
+
+def test_training_leaves_out_what_is_in_quarantine(
+    black: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    typed(monkeypatch, *of(black, tmp_path / "out"))
+    (listed,) = json.loads((tmp_path / "out" / "quarantine.json").read_text())["datasets"]
+    assert [entry["index"] for entry in listed["episodes"]] == [BAD]
+    logging.getLogger("mimicvideo.data").setLevel(logging.NOTSET)
+    data, before = clips(black, quarantine=str(tmp_path / "out" / "quarantine.json")), clips(black)
+    assert list(data.skipped) == [f"data/{BAD}"] and "black_frames" in data.skipped[f"data/{BAD}"]
+    kept = [member.episode.index for member in data._training]
+    assert kept == [member.episode.index for member in before._training if member.episode.index != BAD]
+    assert f"left out 1 of {EPISODES} episodes" in caplog.text and "black_frames" in caplog.text
+
+
+def test_a_quarantine_of_another_dataset_is_refused(black: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed(monkeypatch, *of(black, tmp_path / "out"))
+    other = inject(tmp_path / "other", corpus, FAULTS["actions_one_row_late"])
+    assert other == BAD
+    with pytest.raises(DatasetError, match="is of other datasets"):
+        clips(tmp_path / "other", quarantine=str(tmp_path / "out" / "quarantine.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "there is no quarantine"), ("{", "is no quarantine or damaged"), ('{"version": 7}', "is of version 7")]
+)
+def test_a_quarantine_that_cannot_be_read_is_refused(text: str | None, message: str, corpus: Corpus, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "quarantine.json").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        clips(write(tmp_path / "data", corpus), quarantine=str(tmp_path / "quarantine.json"))
