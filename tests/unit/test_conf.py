@@ -96,7 +96,21 @@ def test_an_ablation_differs_in_one_thing_from_the_experiment_it_names(file: Pat
 
 @pytest.mark.parametrize(
     "file",
-    in_groups("model", "backbone", "adaptation", "decoder", "context", "future", "video_noise", "flow_times", "data", "trainer", "logger"),
+    in_groups(
+        "model",
+        "backbone",
+        "adaptation",
+        "execution",
+        "acting",
+        "decoder",
+        "context",
+        "future",
+        "video_noise",
+        "flow_times",
+        "data",
+        "trainer",
+        "logger",
+    ),
 )
 def test_members_of_a_group_fit_into_an_experiment(file: Path) -> None:
     experiment = AROUND.get(name(file), AROUND.get(group(file), ACTION))
