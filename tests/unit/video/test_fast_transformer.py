@@ -294,3 +294,51 @@ def test_fp8_is_refused_where_there_is_none(build, inputs) -> None:
     backbone = build(execution=Execution(compile=None, fp8="row"))
     with torch.no_grad(), pytest.raises(RuntimeError, match="compute capability 8.9.*on cpu: set execution.fp8 to null"):
         backbone.velocity(*inputs(backbone).all())
+
+
+# ---- on a GPU -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+def test_on_a_gpu_passes_are_the_plain_ones_again_and_again(build, inputs, graphs: bool) -> None:
+    plain = build(dtype="bfloat16").cuda()
+    fast = build(dtype="bfloat16", execution=Execution(compile=None, cuda_graphs=graphs)).cuda()
+    for z_observed in (1, 2, 1):
+        sample = inputs(plain, z_observed=z_observed)
+        for scale in (1.0, 0.5):
+            arguments = (scale * sample.noisy).cuda(), sample.tau.cuda(), sample.condition
+            with torch.no_grad():
+                for block in (1, 2):
+                    expected = plain.hidden_states(*arguments, [block])[block].float()
+                    state = fast.hidden_states(*arguments, [block])[block].float()
+                    assert (state - expected).norm() < 0.02 * expected.norm()
+    if graphs:
+        assert len(fast._fast.graphs) == 2  # one for each block that was wanted
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True, "selective", 2])
+def test_on_a_gpu_gradients_are_the_plain_ones(build, inputs, perturb, checkpointing) -> None:
+    gradients = []
+    for execution in (None, EAGER):
+        torch.manual_seed(0)
+        adaptation = Lora(rank=2, alpha=2)
+        backbone = build(adaptation, dtype="bfloat16", gradient_checkpointing=checkpointing, execution=execution).cuda()
+        perturb(backbone)
+        noisy, tau, condition = inputs(backbone).all()
+        backbone.velocity(noisy.cuda(), tau.cuda(), condition).square().mean().backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in backbone.parameters() if weight.grad is not None]))
+    assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scaling", ["row", "tensor"])
+def test_on_a_gpu_fp8_is_near(build, inputs, scaling) -> None:
+    plain = build(dtype="bfloat16").cuda()
+    fast = build(dtype="bfloat16", execution=Execution(compile=None, fp8=scaling)).cuda()
+    sample = inputs(plain)
+    arguments = sample.noisy.cuda(), sample.tau.cuda(), sample.condition
+    with torch.no_grad():
+        expected, velocity = plain.velocity(*arguments), fast.velocity(*arguments)
+    assert 1e-4 < (velocity - expected).norm() / expected.norm() < 0.15
