@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mimicvideo.action.policy import ActionPolicy
+from mimicvideo.execution import Execution
 from mimicvideo.noise import LogNormalSigma
 from mimicvideo.speed import flops
 from mimicvideo.speed.measure import Effort, difference, free, measure, synchronize, timed
@@ -14,7 +15,6 @@ from mimicvideo.speed.models import PROMPT, Bench
 from mimicvideo.speed.record import Row, Save, Variant
 from mimicvideo.video.adaptation import Frozen, Lora
 from mimicvideo.video.checkpointing import Checkpointing
-from mimicvideo.video.fast_transformer import Execution
 from mimicvideo.video.finetune import VideoFinetune
 
 CLIP_NORM = 10.0  # of gradients, as in the paper's configurations

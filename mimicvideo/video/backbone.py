@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from mimicvideo import flow
+from mimicvideo.execution import Execution
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,15 @@ class VideoBackbone(nn.Module, ABC):
         levels, batch = noisy.shape[:2]
         states = self.hidden_states(noisy.flatten(0, 1), taus.repeat_interleave(batch), condition.repeat(levels), blocks)
         return {block: state.unflatten(0, (levels, batch)) for block, state in states.items()}
+
+    def execute(self, execution: Execution | None) -> None:
+        """Runs the network so from now on; None is the plain way.
+
+        Raises:
+            ValueError: If this model has no other way.
+        """
+        if execution is not None:
+            raise ValueError(f"{type(self).__name__} runs in one way only: leave execution out")
 
     def adapter_state(self) -> dict[str, Any]:
         """What tells this backbone from its base weights: nested dictionaries of tensors and plain values. Empty if nothing does."""

@@ -129,6 +129,13 @@ def test_functions_take_their_files(verb: str) -> None:
     assert "Unable to serialize" not in checked(verb, f"--config={text}")
 
 
+def test_a_rollout_may_run_faster_than_its_checkpoint_says() -> None:
+    text = OmegaConf.to_yaml(compose_verb("rollout", []))
+    found = yaml.safe_load(checked("rollout", f"--config={text}", "--acting={dtype: bfloat16}", "--execution={}"))
+    assert found["acting"]["dtype"] == "bfloat16"
+    assert found["execution"] == {"compile": "default", "cuda_graphs": True, "fp8": None}
+
+
 @pytest.mark.parametrize("file", in_groups("sweep"))
 def test_every_job_of_a_sweep_is_accepted(file: Path) -> None:
     verb, *rest = re.findall(r"mimicvideo sweep (\w+) (.*)$", first_comment(file))[0]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
 
+from mimicvideo.execution import Execution
 from mimicvideo.video.adaptation import Frozen, Full, Lora
 from mimicvideo.video.backbone import VideoCondition
 from mimicvideo.video.cosmos_predict import CosmosPredict
-from mimicvideo.video.fast_transformer import Execution
 from mimicvideo.video.pretrained import write_manifest
 
 EAGER = Execution(compile=None)
@@ -128,7 +128,7 @@ import torch
 from torch._dynamo.utils import counters
 from mimicvideo.video.adaptation import Frozen, Lora
 from mimicvideo.video.cosmos_predict import CosmosPredict
-from mimicvideo.video.fast_transformer import Execution
+from mimicvideo.execution import Execution
 from tests.tiny_trio import tiny_trio
 from tests.unit.video.conftest import Inputs, perturb
 
