@@ -1,8 +1,8 @@
 """How networks run, not what they compute: the choice for a video model, the order of attention kernels, and CUDA graphs."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +37,13 @@ class Execution:
             raise ValueError(f"execution.compile must be default, max-autotune-no-cudagraphs or null, got {self.compile!r}")
         if self.fp8 not in (None, "row", "tensor"):
             raise ValueError(f"execution.fp8 must be row, tensor or null, got {self.fp8!r}")
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Within it tensors are made that may be kept: without gradients, yet none of inference mode's, which no later step may use."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def attention_kernels(device: torch.device, order: tuple[SDPBackend, ...] = MANY_QUERIES) -> AbstractContextManager:
@@ -83,7 +90,6 @@ class CudaGraphs:
         """Frees all graphs."""
         self._captured.clear()
 
-    @torch.no_grad()
     def __call__(self, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
         """`function(*inputs)`, whose results, tensors in any nest of containers, are the caller's own.
 
@@ -91,6 +97,10 @@ class CudaGraphs:
         """
         if not all(tensor.is_cuda for tensor in inputs):
             return function(*inputs)
+        with lasting():
+            return self._replay(key, function, inputs)
+
+    def _replay(self, key: Hashable, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
         signature = (key, *((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs))
         captured = self._captured.get(signature)
         if captured is None:

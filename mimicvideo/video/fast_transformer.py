@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mimicvideo.execution import CudaGraphs, Execution, attention_kernels, fingerprint
+from mimicvideo.execution import CudaGraphs, Execution, attention_kernels, fingerprint, lasting
 from mimicvideo.video import fp8 as fp8_products
 from mimicvideo.video.checkpointing import Checkpointing, block_runner
 
@@ -127,7 +127,8 @@ class FastTransformer:
     def _rotary_of(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         key = latents.shape[2:], latents.device
         if key not in self._rotary:
-            self._rotary[key] = tuple(angles[:, None] for angles in self.transformer.rope(latents, fps=None))
+            with lasting():
+                self._rotary[key] = tuple(angles[:, None] for angles in self.transformer.rope(latents, fps=None))
         return _remembered(self._rotary, key)
 
     def _text_of(self, prompt: Tensor, depth: int) -> Float[Tensor, "depth 2 batch prompt_tokens heads head_dim"]:
@@ -143,6 +144,8 @@ class FastTransformer:
 
     def _kept_text_of(self, prompt: Tensor, depth: int) -> Tensor:
         """The same, from an earlier call with the same tensor if neither it nor a weight has been written to since."""
+        if prompt.is_inference():  # it does not count what is written to it
+            return self._text_of(prompt, depth)
         layers = [layer for block in self.transformer.transformer_blocks[:depth] for layer in text_layers(block)]
         if self.transformer.config["use_crossattn_projection"]:
             layers.append(self.transformer.crossattn_proj)

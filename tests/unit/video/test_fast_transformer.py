@@ -241,6 +241,22 @@ def test_a_merged_adapter_is_seen_at_once(build, inputs, perturb) -> None:
     assert not torch.allclose(before, after, atol=1e-3)
 
 
+@pytest.mark.parametrize("execution", [None, EAGER])
+def test_what_inference_mode_leaves_behind_may_be_trained_on(build, inputs, perturb, execution) -> None:
+    backbone = build(Lora(rank=2, alpha=2), execution=execution)
+    perturb(backbone)
+    with torch.inference_mode():
+        first = backbone.velocity(*inputs(backbone).all())
+    loss = backbone.velocity(*inputs(backbone).all())
+    loss.square().mean().backward()
+    assert torch.equal(loss.detach(), first)
+    frozen = build(execution=execution)
+    with torch.inference_mode():
+        first = frozen.velocity(*inputs(frozen).all())
+    with torch.no_grad():
+        assert torch.equal(frozen.velocity(*inputs(frozen).all()), first)
+
+
 def test_rotary_angles_are_computed_once_per_shape(build, inputs) -> None:
     _, fast = pair(build)
     sample = inputs(fast)
