@@ -1,10 +1,10 @@
-"""How functions of tensors run on a GPU, whatever they compute: the order of attention kernels, and CUDA graphs."""
+"""How networks run, not what they compute: the choice for a video model, the order of attention kernels, and CUDA graphs."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,35 @@ from torch.utils import _pytree as pytree
 MANY_QUERIES = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 # A few queries against a long context, as in an action decoder: flash alone divides the keys of one query among processors.
 FEW_QUERIES = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a video model runs faster: see `video.fast_transformer`. Without FP8 it computes what the plain one does, up to rounding.
+
+    Attributes:
+        compile: Mode of `torch.compile` for the blocks, compiled once for all of them; None leaves them as they are.
+        cuda_graphs: Replay passes without gradients from CUDA graphs, captured anew for each shape. Ignored off GPU.
+        fp8: In passes without gradients, products in 8 bits with a scale for each `row` (token and output channel) or for each
+            `tensor`: not exact. None for the weights' own dtype.
+    """
+
+    compile: Literal["default", "max-autotune-no-cudagraphs"] | None = "default"
+    cuda_graphs: bool = True
+    fp8: Literal["row", "tensor"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.compile not in (None, "default", "max-autotune-no-cudagraphs"):
+            raise ValueError(f"execution.compile must be default, max-autotune-no-cudagraphs or null, got {self.compile!r}")
+        if self.fp8 not in (None, "row", "tensor"):
+            raise ValueError(f"execution.fp8 must be row, tensor or null, got {self.fp8!r}")
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Within it tensors are made that may be kept: without gradients, yet none of inference mode's, which no later step may use."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def attention_kernels(device: torch.device, order: tuple[SDPBackend, ...] = MANY_QUERIES) -> AbstractContextManager:
@@ -61,7 +90,6 @@ class CudaGraphs:
         """Frees all graphs."""
         self._captured.clear()
 
-    @torch.no_grad()
     def __call__(self, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
         """`function(*inputs)`, whose results, tensors in any nest of containers, are the caller's own.
 
@@ -69,6 +97,10 @@ class CudaGraphs:
         """
         if not all(tensor.is_cuda for tensor in inputs):
             return function(*inputs)
+        with lasting():
+            return self._replay(key, function, inputs)
+
+    def _replay(self, key: Hashable, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
         signature = (key, *((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs))
         captured = self._captured.get(signature)
         if captured is None:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from mimicvideo import provenance
+from mimicvideo.action.acting import Acting
 from mimicvideo.action.folder import read_policy
 from mimicvideo.action.future import Future, OracleFuture
 from mimicvideo.action.load import load_policy
@@ -20,6 +21,7 @@ from mimicvideo.action.state import require_kind
 from mimicvideo.benchmark.base import Task
 from mimicvideo.data.representation import parse_representation
 from mimicvideo.evaluation import Latency
+from mimicvideo.execution import Execution
 from mimicvideo.rollout_workers import Job, Observed
 from mimicvideo.types import Observation
 
@@ -57,11 +59,20 @@ class Planner(Protocol):
         ...
 
 
-def make_planner(checkpoint: str, control: Control, future: Future | None, tasks: Sequence[Task], seed: int, device: str) -> Planner:
-    """The planner of a rollout, built from the checkpoint alone.
+def make_planner(
+    checkpoint: str,
+    control: Control,
+    future: Future | None,
+    tasks: Sequence[Task],
+    seed: int,
+    device: str,
+    acting: Acting | None = None,
+    execution: Execution | None = None,
+) -> Planner:
+    """The planner of a rollout, built from the checkpoint alone; `acting` and `execution` replace what it says, if given.
 
     Raises:
-        ValueError: If the control cannot be applied to these tasks or this future.
+        ValueError: If the control cannot be applied to these tasks or this future, or the video model has no such execution.
         FileNotFoundError, DamagedCheckpointError, IncompatibleCheckpointError, RuntimeError: See `load_policy`.
     """
     if control == "random_policy":
@@ -79,6 +90,10 @@ def make_planner(checkpoint: str, control: Control, future: Future | None, tasks
         policy.future = future
     elif policy.future.needs_video:
         raise ValueError(f"the policy's own future, {type(policy.future).__name__}, needs control=oracle_future, or set another future")
+    if acting is not None:
+        policy.act_as(acting)
+    if execution is not None:
+        policy.backbone.execute(execution)
     if control == "zero_context":
         policy.context_control = "zero"
     if control == "shuffle_context":

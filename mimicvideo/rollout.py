@@ -16,10 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mimicvideo import provenance
+from mimicvideo.action.acting import Acting
 from mimicvideo.action.folder import verify_policy
 from mimicvideo.action.future import Future
 from mimicvideo.benchmark.base import Benchmark, Task
 from mimicvideo.evaluation import RESULTS, Episode, Evaluation
+from mimicvideo.execution import Execution
 from mimicvideo.media import grid, read_mp4, write_mp4
 from mimicvideo.planning import Control, Planner, Request, make_planner
 from mimicvideo.rollout_workers import Finished, Job, Protocol, Workers
@@ -36,6 +38,8 @@ def rollout(
     seed: int = 0,
     control: Control = "none",
     future: Future | None = None,
+    acting: Acting | None = None,
+    execution: Execution | None = None,
     max_steps: int | None = None,
     num_workers: int | None = None,
     envs_per_worker: int = 2,
@@ -63,6 +67,8 @@ def rollout(
         control: `zero_context` and `shuffle_context` give the decoder no hidden states, or those of another task's episode;
             `oracle_future` films the scripted expert's future; `random_policy` draws actions from U[-1, 1] and needs no model.
         future: What the backbone sees of the future, in place of what the checkpoint says.
+        acting: How the decoder runs and how much of the future the video model is shown, in place of what the checkpoint says.
+        execution: How the video model runs, likewise: `--execution='{}'` is the fast way.
         max_steps: Control steps after which an episode has failed; the benchmark's own limit by default.
         num_workers: Simulator processes; one for each core by default.
         envs_per_worker: Environments in each. With two or more and a GPU, half of them step while it plans for the other half; on
@@ -78,10 +84,12 @@ def rollout(
         ValueError: If the policy does not fit the benchmark, or an argument is out of range; before any simulation.
         RuntimeError: If no environment starts, or, when all is written, if any episode ended with an error.
     """
-    arguments = {name: value for name, value in locals().items() if name not in ("benchmark", "future")}
+    arguments = {name: value for name, value in locals().items() if name not in ("benchmark", "future", "acting", "execution")}
     tasks = benchmark.tasks()
     arguments["benchmark"] = provenance.config_of(benchmark, tasks=[task.name for task in tasks])
     arguments["future"] = provenance.config_of(future) if future else None
+    arguments["acting"] = asdict(acting) if acting else None
+    arguments["execution"] = asdict(execution) if execution else None
     limit = benchmark.contract["max_episode_steps"]
     steps = check_range("max_steps", limit if max_steps is None else max_steps, limit)
     check_range("episodes", episodes)
@@ -96,7 +104,7 @@ def rollout(
     started = time.perf_counter()
     device = choose_device(device)
     checkpoint_sha256 = verify_policy(policy)
-    planner = make_planner(policy, control, future, tasks, seed, device)
+    planner = make_planner(policy, control, future, tasks, seed, device, acting, execution)
     contract = planner.contract
     benchmark.check_contract(contract)
     check_range("execute", execute, contract["horizon"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mimicvideo import flow
 from mimicvideo.action.decoder import ActionDecoder, PreparedContext
-from mimicvideo.execution import FEW_QUERIES, CudaGraphs, attention_kernels, fingerprint
+from mimicvideo.execution import FEW_QUERIES, CudaGraphs, attention_kernels, fingerprint, lasting
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,12 @@ class ActionSampler:
     def _current(self) -> ActionDecoder:
         """The decoder, or a twin with its present weights: in evaluation mode, its matrices in `dtype` already."""
         weights, version = list(self.decoder.parameters()), fingerprint([self.decoder])
-        if self._twin is None or next(self._twin.parameters()).device != weights[0].device:
-            self._twin = self._new_twin()
-        elif self._taken != version:
-            for mine, given in zip(self._twin.parameters(), weights, strict=True):
-                mine.copy_(given)  # in place, where a captured graph reads them
+        with lasting():
+            if self._twin is None or next(self._twin.parameters()).device != weights[0].device:
+                self._twin = self._new_twin()
+            elif self._taken != version:
+                for mine, given in zip(self._twin.parameters(), weights, strict=True):
+                    mine.copy_(given)  # in place, where a captured graph reads them
         self._taken = version
         return self._twin
 

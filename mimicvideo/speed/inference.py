@@ -9,12 +9,12 @@ from torch import Tensor
 
 from mimicvideo.action.acting import Acting
 from mimicvideo.action.policy import ActionPolicy
+from mimicvideo.execution import Execution
 from mimicvideo.speed import flops
 from mimicvideo.speed.measure import Effort, difference, free, measure
 from mimicvideo.speed.models import PROMPT, Bench
 from mimicvideo.speed.record import Row, Save, Variant
 from mimicvideo.video.adaptation import Frozen
-from mimicvideo.video.fast_transformer import Execution
 from mimicvideo.video.random_weights import RandomCosmos
 
 TAU = 80 / 81  # the paper's level when acting

@@ -11,12 +11,12 @@ from mimicvideo.action.acting import Acting
 from mimicvideo.action.dit import DiTDecoder
 from mimicvideo.action.future import NoiseFuture
 from mimicvideo.action.policy import ActionPolicy
+from mimicvideo.execution import Execution
 from mimicvideo.noise import LogNormalSigma, Uniform
 from mimicvideo.speed.flops import Clip
 from mimicvideo.video.adaptation import Adaptation
 from mimicvideo.video.backbone import VideoCondition
 from mimicvideo.video.checkpointing import Checkpointing
-from mimicvideo.video.fast_transformer import Execution
 from mimicvideo.video.random_weights import RandomCosmos
 from mimicvideo.video.sizes import ARCHITECTURES
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from mimicvideo.action.policy import ActionPolicy
+from mimicvideo.execution import Execution
 from mimicvideo.noise import LogNormalSigma
 from mimicvideo.speed import flops
-from mimicvideo.speed.measure import Effort, Timing, difference, free, measure, synchronize, timed
+from mimicvideo.speed.measure import Effort, difference, free, measure, synchronize, timed
 from mimicvideo.speed.models import PROMPT, Bench
 from mimicvideo.speed.record import Row, Save, Variant
 from mimicvideo.video.adaptation import Frozen, Lora
 from mimicvideo.video.checkpointing import Checkpointing
-from mimicvideo.video.fast_transformer import Execution
 from mimicvideo.video.finetune import VideoFinetune
 
 CLIP_NORM = 10.0  # of gradients, as in the paper's configurations
@@ -32,10 +32,10 @@ def lora_step(bench: Bench, effort: Effort, save: Save) -> Row:
     backbone = bench.backbone(adaptation, gradient_checkpointing=True)
     finetune = VideoFinetune(backbone, LogNormalSigma())
     trained = [weight for weight in backbone.parameters() if weight.requires_grad]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(bench.device).manual_seed(0)
     with torch.no_grad():  # away from LoRA's start, where half of its gradients are zero
         for weight in trained:
-            weight.add_(0.01 * torch.randn(weight.shape, generator=generator).to(weight))
+            weight.add_(0.01 * torch.randn(weight.shape, generator=generator, device=bench.device))
     start = [weight.detach().cpu().clone() for weight in trained]
     latents, prompt = bench.latents(), backbone.encode_prompt([PROMPT])
     work = flops.lora_step(size.transformer, size.clip(), size.lora_rank)
@@ -122,11 +122,10 @@ def decoder_training(bench: Bench, effort: Effort, save: Save) -> Row:
         extra = {key: round(value, 3) for key, value in {**rates, **over}.items()}
         row.add(Variant(name, timing, (video + work) * BATCH, agreement, extra), profiled=step)
     row.notes["agreement"] = "of the losses of one batch with the same draws"
-    if size.future:
-        free(bench.device)
-        clip_video = bench.video(size.observed + size.future)
-        encode: Timing = measure(lambda: backbone.encode_video(clip_video), bench.device, 5, 1, 30.0)
-        row.notes["vae_encode_of_a_clip_ms"] = round(encode.p50_ms, 2)
+    free(bench.device)
+    clip_video = bench.video(size.observed + size.future)
+    encode = measure(lambda: backbone.encode_video(clip_video), bench.device, 5, 1, 30.0)
+    row.notes["vae_encode_of_a_clip_ms"] = round(encode.p50_ms, 2)
     return row
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from mimicvideo import flow
+from mimicvideo.execution import Execution
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,15 @@ class VideoBackbone(nn.Module, ABC):
     def shard(self, mesh: DeviceMesh) -> None:
         """Divides weights, their gradients and optimizer states among the processes of `mesh` (FSDP2), block by block."""
         raise NotImplementedError(f"{type(self).__name__} cannot be sharded: use --config conf/trainer/ddp.yaml")
+
+    def execute(self, execution: Execution | None) -> None:
+        """Runs the network so from now on; None is the plain way.
+
+        Raises:
+            ValueError: If this model has no other way.
+        """
+        if execution is not None:
+            raise ValueError(f"{type(self).__name__} runs in one way only: leave execution out")
 
     def adapter_state(self) -> dict[str, Any]:
         """What tells this backbone from its base weights: nested dictionaries of tensors and plain values. Empty if nothing does."""

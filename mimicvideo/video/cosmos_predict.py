@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from mimicvideo.execution import CudaGraphs, fingerprint
+from mimicvideo.execution import CudaGraphs, Execution, fingerprint
 from mimicvideo.video import adapter as adapters
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video import wan
 from mimicvideo.video.adaptation import Adaptation, Frozen, Full, fuse, injected_config
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 from mimicvideo.video.checkpointing import Checkpointing, check_checkpointing, diffusers_runner
-from mimicvideo.video.fast_transformer import Execution, FastTransformer
+from mimicvideo.video.fast_transformer import FastTransformer
 from mimicvideo.video.inputs import check_clip_size, check_condition, check_levels
 from mimicvideo.video.padding_mask import provide_resize
-from mimicvideo.video.reason_prompts import reduce_once
+from mimicvideo.video.prompts import PromptEncoder
+from mimicvideo.video.reason_prompts import prompt_encoder, reduce_once
 
 provide_resize()
 # Values in the VAE's widest activation: in one pass over several clips (a CPU's caches are small), and of a clip that may pass whole.
@@ -54,7 +55,7 @@ class CosmosPredict(VideoBackbone):
         gradient_checkpointing: Recompute blocks in the backward pass: all of each (true), all but its attentions (`selective`), or
             every n-th block.
         compile: `torch.compile` the transformer's blocks: slow at first, then about three times as fast on a GPU (tiny model).
-        execution: Run the same function faster; see `fast_transformer.Execution`. None is diffusers' own forward pass.
+        execution: Run the same function faster; see `mimicvideo.execution.Execution`. None is diffusers' own forward pass.
     """
 
     def __init__(

@@ -2,8 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,35 +11,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mimicvideo.execution import CudaGraphs, attention_kernels, fingerprint
+from mimicvideo.execution import CudaGraphs, Execution, attention_kernels, fingerprint, lasting
 from mimicvideo.video import fp8 as fp8_products
 from mimicvideo.video.checkpointing import Checkpointing, block_runner
 
 # What FP8 leaves alone: AdaLN sees one row per frame, on which all tokens depend; the text's keys and values are computed once.
 _EXACT = ("norm1", "norm2", "norm3", "attn2.to_k", "attn2.to_v")
 _KEPT = 4  # prompts and clip shapes whose text keys and rotary angles are kept
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How `FastTransformer` runs. Without FP8 the result is that of the plain network up to the rounding of sums.
-
-    Attributes:
-        compile: Mode of `torch.compile` for the blocks, compiled once for all of them; None leaves them as they are.
-        cuda_graphs: Replay passes without gradients from CUDA graphs, captured anew for each shape. Ignored off GPU.
-        fp8: In passes without gradients, products in 8 bits with a scale for each `row` (token and output channel) or for each
-            `tensor`: not exact. None for the weights' own dtype.
-    """
-
-    compile: Literal["default", "max-autotune-no-cudagraphs"] | None = "default"
-    cuda_graphs: bool = True
-    fp8: fp8_products.Scaling | None = None
-
-    def __post_init__(self) -> None:
-        if self.compile not in (None, "default", "max-autotune-no-cudagraphs"):
-            raise ValueError(f"execution.compile must be default, max-autotune-no-cudagraphs or null, got {self.compile!r}")
-        if self.fp8 not in (None, "row", "tensor"):
-            raise ValueError(f"execution.fp8 must be row, tensor or null, got {self.fp8!r}")
 
 
 class FastTransformer:
@@ -150,7 +127,8 @@ class FastTransformer:
     def _rotary_of(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         key = latents.shape[2:], latents.device
         if key not in self._rotary:
-            self._rotary[key] = tuple(angles[:, None] for angles in self.transformer.rope(latents, fps=None))
+            with lasting():
+                self._rotary[key] = tuple(angles[:, None] for angles in self.transformer.rope(latents, fps=None))
         return _remembered(self._rotary, key)
 
     def _text_of(self, prompt: Tensor, depth: int) -> Float[Tensor, "depth 2 batch prompt_tokens heads head_dim"]:
@@ -166,6 +144,8 @@ class FastTransformer:
 
     def _kept_text_of(self, prompt: Tensor, depth: int) -> Tensor:
         """The same, from an earlier call with the same tensor if neither it nor a weight has been written to since."""
+        if prompt.is_inference():  # it does not count what is written to it
+            return self._text_of(prompt, depth)
         layers = [layer for block in self.transformer.transformer_blocks[:depth] for layer in text_layers(block)]
         if self.transformer.config["use_crossattn_projection"]:
             layers.append(self.transformer.crossattn_proj)

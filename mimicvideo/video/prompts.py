@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mimicvideo.execution import lasting
 from mimicvideo.video import pretrained
 
 _KEPT = 4  # batches of embeddings that stay on their device
@@ -71,7 +72,8 @@ class PromptEncoder(nn.Module):
             return self._encode(self.model, prompts, device)
         key = tuple(prompts), device
         if key not in self._recent:
-            self._recent[key] = self._rows(prompts, device).to(device)
+            with lasting():
+                self._recent[key] = self._rows(prompts, device).to(device)
         while len(self._recent) > _KEPT:
             self._recent.pop(next(iter(self._recent)))
         return self._recent[key]

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mimicvideo.execution import Execution
 from mimicvideo.video.adaptation import Adaptation
 from mimicvideo.video.checkpointing import Checkpointing
 from mimicvideo.video.cosmos_predict import CosmosPredict
-from mimicvideo.video.fast_transformer import Execution
 from mimicvideo.video.prompts import PromptEncoder
 from mimicvideo.video.sizes import ARCHITECTURES
 

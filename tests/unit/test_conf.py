@@ -97,7 +97,21 @@ def test_an_ablation_differs_in_one_thing_from_the_experiment_it_names(file: Pat
 
 @pytest.mark.parametrize(
     "file",
-    in_groups("model", "backbone", "adaptation", "decoder", "context", "future", "video_noise", "flow_times", "data", "trainer", "logger"),
+    in_groups(
+        "model",
+        "backbone",
+        "adaptation",
+        "execution",
+        "acting",
+        "decoder",
+        "context",
+        "future",
+        "video_noise",
+        "flow_times",
+        "data",
+        "trainer",
+        "logger",
+    ),
 )
 def test_members_of_a_group_fit_into_an_experiment(file: Path) -> None:
     experiment = AROUND.get(name(file), AROUND.get(group(file), ACTION))
@@ -114,6 +128,13 @@ def test_benchmarks_fit_into_a_rollout(file: Path) -> None:
 def test_functions_take_their_files(verb: str) -> None:
     text = OmegaConf.to_yaml(compose_verb(verb, []))
     assert "Unable to serialize" not in checked(verb, f"--config={text}")
+
+
+def test_a_rollout_may_run_faster_than_its_checkpoint_says() -> None:
+    text = OmegaConf.to_yaml(compose_verb("rollout", []))
+    found = yaml.safe_load(checked("rollout", f"--config={text}", "--acting={dtype: bfloat16}", "--execution={}"))
+    assert found["acting"]["dtype"] == "bfloat16"
+    assert found["execution"] == {"compile": "default", "cuda_graphs": True, "fp8": None}
 
 
 @pytest.mark.parametrize("file", in_groups("sweep"))

@@ -142,3 +142,10 @@ def test_bad_grids_and_solvers_are_refused() -> None:
         flow.integrate(lambda x, tau: x, torch.ones(1), torch.ones(1))
     with pytest.raises(ValueError, match="rk4"):
         flow.integrate(lambda x, tau: x, torch.ones(1), torch.linspace(1, 0, 3), "rk4")  # type: ignore[arg-type]
+
+
+def test_ab2_reads_nothing_back_from_the_device() -> None:
+    """On a GPU each read would wait for the whole pass before it; tensors without values refuse to be read."""
+    taus = torch.linspace(1, 0, 5, device="meta")
+    end = flow.integrate(lambda x, tau: x * tau, torch.ones(2, 3, device="meta"), taus, "ab2")
+    assert end.shape == (2, 3)

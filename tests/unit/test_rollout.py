@@ -244,3 +244,15 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, policy: PointPolicy) ->
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is damaged"):
         rollout(str(path), PointBenchmark(), run_dir=str(tmp_path / "run"))
+
+
+def test_how_it_runs_may_be_chosen_and_is_recorded(tmp_path: Path, policy: Any) -> None:
+    from mimicvideo.action.acting import Acting
+    from mimicvideo.execution import Execution
+
+    acting, execution, asked = Acting(future_latents=0), Execution(compile=None), []
+    policy.act_as = policy.backbone.execute = asked.append
+    run(tmp_path, episodes=1, acting=acting, execution=execution)
+    assert asked == [acting, execution]
+    again = yaml.safe_load((tmp_path / "run" / "rollout.yaml").read_text())
+    assert again["acting"]["future_latents"] == 0 and again["execution"] == {"compile": None, "cuda_graphs": True, "fp8": None}

@@ -68,6 +68,17 @@ def test_weights_that_change_are_seen(dtype) -> None:
     assert torch.equal(act(fresh), after)
 
 
+def test_weights_may_change_after_inference_mode() -> None:
+    policy = awake(acting=Acting())
+    with torch.inference_mode():
+        before = act(policy)
+    with torch.no_grad():
+        policy.decoder.positions.add_(0.5)
+    after = act(policy)
+    policy.act_as(None)
+    assert torch.equal(act(policy), after) and not torch.equal(after, before)
+
+
 def test_averaged_weights_act() -> None:
     policy = awake(acting=Acting())
     average = WeightAverage(policy.decoder, 0.5)

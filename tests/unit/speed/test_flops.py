@@ -6,11 +6,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mimicvideo.action.decoder import DecoderShape
 from mimicvideo.action.dit import DiTDecoder
+from mimicvideo.execution import Execution
 from mimicvideo.speed import flops
 from mimicvideo.speed.ceilings import Ceilings
 from mimicvideo.speed.models import SIZES, Bench
 from mimicvideo.video.adaptation import Frozen, Lora
-from mimicvideo.video.fast_transformer import Execution
 
 BENCH = Bench(SIZES["tiny"], torch.device("cpu"), "float32", compile=False)
 CONFIG, CLIP = BENCH.size.transformer, BENCH.size.clip()

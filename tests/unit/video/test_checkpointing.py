@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mimicvideo.execution import Execution
 from mimicvideo.video.adaptation import Lora
-from mimicvideo.video.fast_transformer import Execution
 
 EXECUTIONS = [None, Execution(compile=None)]
 

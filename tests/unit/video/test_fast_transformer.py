@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
 
+from mimicvideo.execution import Execution
 from mimicvideo.video.adaptation import Frozen, Full, Lora
 from mimicvideo.video.backbone import VideoCondition
 from mimicvideo.video.cosmos_predict import CosmosPredict
-from mimicvideo.video.fast_transformer import Execution
 from mimicvideo.video.pretrained import write_manifest
 
 EAGER = Execution(compile=None)
@@ -128,7 +128,7 @@ import torch
 from torch._dynamo.utils import counters
 from mimicvideo.video.adaptation import Frozen, Lora
 from mimicvideo.video.cosmos_predict import CosmosPredict
-from mimicvideo.video.fast_transformer import Execution
+from mimicvideo.execution import Execution
 from tests.tiny_trio import tiny_trio
 from tests.unit.video.conftest import Inputs, perturb
 
@@ -241,6 +241,22 @@ def test_a_merged_adapter_is_seen_at_once(build, inputs, perturb) -> None:
     assert not torch.allclose(before, after, atol=1e-3)
 
 
+@pytest.mark.parametrize("execution", [None, EAGER])
+def test_what_inference_mode_leaves_behind_may_be_trained_on(build, inputs, perturb, execution) -> None:
+    backbone = build(Lora(rank=2, alpha=2), execution=execution)
+    perturb(backbone)
+    with torch.inference_mode():
+        first = backbone.velocity(*inputs(backbone).all())
+    loss = backbone.velocity(*inputs(backbone).all())
+    loss.square().mean().backward()
+    assert torch.equal(loss.detach(), first)
+    frozen = build(execution=execution)
+    with torch.inference_mode():
+        first = frozen.velocity(*inputs(frozen).all())
+    with torch.no_grad():
+        assert torch.equal(frozen.velocity(*inputs(frozen).all()), first)
+
+
 def test_rotary_angles_are_computed_once_per_shape(build, inputs) -> None:
     _, fast = pair(build)
     sample = inputs(fast)
@@ -294,3 +310,51 @@ def test_fp8_is_refused_where_there_is_none(build, inputs) -> None:
     backbone = build(execution=Execution(compile=None, fp8="row"))
     with torch.no_grad(), pytest.raises(RuntimeError, match="compute capability 8.9.*on cpu: set execution.fp8 to null"):
         backbone.velocity(*inputs(backbone).all())
+
+
+# ---- on a GPU -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+def test_on_a_gpu_passes_are_the_plain_ones_again_and_again(build, inputs, graphs: bool) -> None:
+    plain = build(dtype="bfloat16").cuda()
+    fast = build(dtype="bfloat16", execution=Execution(compile=None, cuda_graphs=graphs)).cuda()
+    for z_observed in (1, 2, 1):
+        sample = inputs(plain, z_observed=z_observed)
+        for scale in (1.0, 0.5):
+            arguments = (scale * sample.noisy).cuda(), sample.tau.cuda(), sample.condition
+            with torch.no_grad():
+                for block in (1, 2):
+                    expected = plain.hidden_states(*arguments, [block])[block].float()
+                    state = fast.hidden_states(*arguments, [block])[block].float()
+                    assert (state - expected).norm() < 0.02 * expected.norm()
+    if graphs:
+        assert len(fast._fast.graphs) == 2  # one for each block that was wanted
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True, "selective", 2])
+def test_on_a_gpu_gradients_are_the_plain_ones(build, inputs, perturb, checkpointing) -> None:
+    gradients = []
+    for execution in (None, EAGER):
+        torch.manual_seed(0)
+        adaptation = Lora(rank=2, alpha=2)
+        backbone = build(adaptation, dtype="bfloat16", gradient_checkpointing=checkpointing, execution=execution).cuda()
+        perturb(backbone)
+        noisy, tau, condition = inputs(backbone).all()
+        backbone.velocity(noisy.cuda(), tau.cuda(), condition).square().mean().backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in backbone.parameters() if weight.grad is not None]))
+    assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scaling", ["row", "tensor"])
+def test_on_a_gpu_fp8_is_near(build, inputs, scaling) -> None:
+    plain = build(dtype="bfloat16").cuda()
+    fast = build(dtype="bfloat16", execution=Execution(compile=None, fp8=scaling)).cuda()
+    sample = inputs(plain)
+    arguments = sample.noisy.cuda(), sample.tau.cuda(), sample.condition
+    with torch.no_grad():
+        expected, velocity = plain.velocity(*arguments), fast.velocity(*arguments)
+    assert 1e-4 < (velocity - expected).norm() / expected.norm() < 0.15

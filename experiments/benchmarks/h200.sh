@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# All rows of tools/benchmark on one H200: experiments/benchmarks/h200.sh [folder] [seconds]
+# First every row with a hundred calls, then the percentiles of a thousand. What is measured is written at once; a second run goes on
+# where the first was stopped. It needs the environment of tools/setup, or any other with this package's dependencies, to be active.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+out=${1:-experiments/benchmarks}
+budget=${2:-720}
+
+row() { # most seconds, folder, row, options
+    local left=$((budget - SECONDS)) most=$1 folder=$2 name=$3
+    shift 3
+    if ((left < 40)); then
+        echo "== $name: no time left"
+        return
+    fi
+    echo "== $name: at most $((left < most ? left : most)) of $left seconds"
+    timeout --signal=INT $((left < most ? left : most)) python3 tools/benchmark "$name" --resume --out "$folder" "$@" ||
+        echo "== $name ended early: what it measured is in $folder"
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || exit 1
+
+row 150 "$out" hidden_states --calls 100 --seconds 20 --reference-calls 10 --profile
+row 150 "$out" chunk --calls 100 --seconds 20 --reference-calls 10 --profile
+row 220 "$out" lora_step --ways 2 --reference-calls 6 --seconds 60 --profile
+row 150 "$out" realtime --ways 3 --calls 200 --seconds 40 --reference-calls 10 --profile
+row 180 "$out" decoder_training --ways 2 --reference-calls 8 --seconds 40
+row 260 "$out/thousand_calls" chunk --calls 1000 --reference-calls 3
+row 120 "$out/thousand_calls" realtime --ways 1 --calls 1000 --reference-calls 3
+row 230 "$out/thousand_calls" hidden_states --calls 1000 --reference-calls 3
