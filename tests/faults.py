@@ -144,6 +144,7 @@ class Fault:
     change: Callable[[Recording, Corpus], Recording] | None = None
     damage: Callable[[Path], None] | None = None
     again: Callable[[Corpus], Recording] | None = None  # another recording at the end, which is then the faulty one
+    cameras: tuple[str, ...] = ("front",)  # that are read
     also: frozenset[str] = frozenset()  # kinds that the same fault may rightly bring along
 
 
@@ -393,10 +394,10 @@ FAULTS: dict[str, Fault] = {
     "black_frames": Fault("black_frames", pictures(lambda frames: black(frames, slice(12, 15)))),
     "grey_frames": Fault("blank_frames", pictures(grey)),
     "frozen_video": Fault("frozen_video", pictures(held(0, 60))),
-    "frozen_end": Fault("frozen_video", pictures(held(22, 60), cameras=("side",))),
+    "frozen_end": Fault("frozen_video", pictures(held(22, 60), cameras=("side",)), cameras=CAMERAS),
     "repeated_frames": Fault("dropped_frames", pictures(held(15, 19))),
-    "lost_frames": Fault("dropped_frames", pictures(skipping(16, 4), cameras=CAMERAS)),
-    "swapped_cameras": Fault("swapped_cameras", swap),
+    "lost_frames": Fault("dropped_frames", pictures(skipping(16, 4), cameras=CAMERAS), cameras=CAMERAS),
+    "swapped_cameras": Fault("swapped_cameras", swap, cameras=CAMERAS),
     "swapped_channels": Fault("swapped_channels", pictures(lambda frames: frames[..., ::-1])),
     "mirrored": Fault("flipped_pictures", pictures(lambda frames: frames[:, :, ::-1])),
     "upside_down": Fault("flipped_pictures", pictures(lambda frames: frames[:, ::-1])),

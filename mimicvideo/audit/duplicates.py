@@ -84,7 +84,7 @@ def _equal(rows: np.ndarray, limit: float, findings: Findings) -> set[tuple[int,
     """Adds exact repetitions; returns the pairs, of indices."""
     first = {name: _first(rows[name]) for name in ("actions", "proprio", "pictures")}
     told = set()
-    for here in np.flatnonzero(np.any([first[name] >= 0 for name in first], axis=0)):
+    for here in np.flatnonzero(np.any([first[name] >= 0 for name in first], axis=0)).tolist():
         index = int(rows["index"][here])
         same: dict[int, list[str]] = {}
         for name, places in first.items():
