@@ -41,9 +41,7 @@ class CachingCLI(MimicVideoCLI):
         if getattr(getattr(self.model.backbone, "prompts", None), "cache", None) is None:
             print("text embeddings are not kept: model.init_args.backbone.init_args.prompt_cache is null")
             return
-        readers = self.datamodule.readers.values()
-        prompts = list(dict.fromkeys(text for reader in readers for episode in reader.episodes for text in episode.instructions))
-        for prompt in track(prompts, "encoding instructions"):
+        for prompt in track(self.datamodule.prompts(), "encoding instructions"):
             self.model.backbone.encode_prompt([prompt])
 
 

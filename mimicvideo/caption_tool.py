@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mimicvideo.data.captions import SIDECAR_VERSION, LongCaption, content_of, read_long_captions, sidecar_path
 from mimicvideo.data.language import is_empty
-from mimicvideo.data.lerobot import LeRobotEpisodes
 from mimicvideo.data.lerobot_tables import Episode
+from mimicvideo.data.open import open_episodes
 from mimicvideo.reason.vision_language import VisionLanguageModel
 
 PROMPT = (
@@ -34,6 +34,7 @@ def captions(
     root: str,
     model: str,
     cameras: list[str] | None = None,
+    spec: str | None = None,
     out: str | None = None,
     prompt: str = PROMPT,
     frames: int = 8,
@@ -52,6 +53,7 @@ def captions(
         root: Folder of the dataset.
         model: Folder or hub id of an image-text-to-text model of transformers, such as nvidia/Cosmos-Reason1-7B.
         cameras: Which cameras, from left to right; may be left out if there is one only.
+        spec: What the dataset is, a name in conf/dataset or a yaml file; LeRobot datasets need none.
         out: The sidecar; left out, it lies beside the data, where readers look for it.
         prompt: The request; {task} stands for a sentence with the episode's instruction, or nothing where it has none.
         frames: Pictures of each episode, evenly spaced from the first to the last.
@@ -75,7 +77,7 @@ def captions(
     path = Path(out).expanduser() if out else sidecar_path(root)
     if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise FileNotFoundError(f"{path} cannot be written: give another place with out, in a folder that exists")
-    reader = LeRobotEpisodes(root, cameras, ram_cache_gb=0)
+    reader = open_episodes(root, cameras, spec=spec, ram_cache_gb=0)
     request = hashlib.sha256(json.dumps([prompt, frames, max_new_tokens, [camera.name for camera in reader.cameras]]).encode()).hexdigest()
     with _locked(path) as sidecar:
         there = {(line.episode, line.content) for line in read_long_captions(path) if (line.model, line.request) == (model, request)}

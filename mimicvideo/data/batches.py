@@ -1,6 +1,6 @@
 """Lists of items become batches: pixels or cached latents, instructions, and for stage 2 states and actions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from mimicvideo.data.captioning import instruction
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Fault
 from mimicvideo.data.latents import LatentCache
@@ -15,6 +16,8 @@ from mimicvideo.data.members import Member, Members
 from mimicvideo.data.sampler import Item
 from mimicvideo.data.window import Tail, Window, fill_tail, proprio_rows
 from mimicvideo.types import Clip, Demonstration
+
+Caption = Callable[[Member, int], str]
 
 ATTEMPTS = 32  # windows in a row that may be unreadable
 
@@ -31,11 +34,19 @@ class ClipBatches(Dataset[Any]):
         latents: By source, the caches to read instead of pixels.
         seed: Of the choice of replacements.
         every: Rows from one anchor to the next.
+        caption: The sentence of a member's sample at a position of the training.
     """
 
     def __init__(
-        self, members: Members, window: Window, latents: dict[int, LatentCache] | None = None, seed: int = 0, every: int = 1
+        self,
+        members: Members,
+        window: Window,
+        latents: dict[int, LatentCache] | None = None,
+        seed: int = 0,
+        every: int = 1,
+        caption: Caption = instruction,
     ) -> None:
+        self._caption = caption
         self.members, self.window, self._seed, self._every = members, window, seed, every
         self._latents = latents
 
@@ -50,7 +61,7 @@ class ClipBatches(Dataset[Any]):
             faults += wrong
         members = [self.members[item.episode] for item, _ in shown]
         batch: dict[str, Any] = {
-            "prompt": [member.episode.instruction for member in members],
+            "prompt": [self._caption(member, item.position) for member, (item, _) in zip(members, shown, strict=True)],
             "episode": torch.tensor([member.number for member in members]),
             "row": torch.tensor([item.row for item, _ in shown]),
             "position": torch.tensor([item.position for item, _ in shown]),
@@ -108,8 +119,9 @@ class DemonstrationBatches(ClipBatches):
         latents: dict[int, LatentCache] | None = None,
         seed: int = 0,
         every: int = 1,
+        caption: Caption = instruction,
     ) -> None:
-        super().__init__(members, window, latents, seed, every)
+        super().__init__(members, window, latents, seed, every, caption)
         self._history, self._hold_dims = history, hold_dims
         self._tail: Tail = tail
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from mimicvideo.data.batches import ClipBatches, DemonstrationBatches
+from mimicvideo.data.batches import Caption, ClipBatches, DemonstrationBatches
 from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.latents import LatentCache
@@ -99,8 +99,9 @@ class DemonstrationData(ClipData):
         representation = self._training[0].source.representation
         return window_statistics(actions, proprio, self.window, self._tail, self._hold_dims, self._history, representation)
 
-    def _batches(self, members: Members, latents: dict[int, LatentCache] | None) -> ClipBatches:
-        return DemonstrationBatches(members, self.window, self._history, self._tail, self._hold_dims, latents, self._seed, self._every)
+    def _batches(self, members: Members, latents: dict[int, LatentCache] | None, caption: Caption) -> ClipBatches:
+        numbers = (self._history, self._tail, self._hold_dims)
+        return DemonstrationBatches(members, self.window, *numbers, latents, self._seed, self._every, caption)
 
     def _anchors(self, members: Members) -> Int[np.ndarray, " episodes"]:
         return -(-members.lengths // self._every)

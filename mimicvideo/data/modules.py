@@ -13,7 +13,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from mimicvideo.data.batches import ClipBatches
+from mimicvideo.data.batches import Caption, ClipBatches
+from mimicvideo.data.captioning import Captioning, instruction
+from mimicvideo.data.captions import parse_captions
 from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Ledger
@@ -50,6 +52,8 @@ class ClipData(LightningDataModule):
         frame_interval: Rows from one frame to the next.
         frame_hz: Rows per second, to which datasets of other rates are brought by taking the nearest pictures; None takes what is stored.
         anchor_interval: Rows from one window to the next; with more than 1 fewer windows train, and fewer latents are cached.
+        captions: What becomes of empty and foreign instructions, and how often long descriptions take their place in training; see
+            `captions.CaptionPolicy`. None takes each episode's first instruction as it is.
         batch_size: Clips per batch and device.
         sources: Datasets by any name: folders, or `root` and `weight`. Their cameras must give pictures of one size.
         height: Height that each camera's pictures are resized to, with `width`; None keeps the dataset's.
@@ -92,6 +96,7 @@ class ClipData(LightningDataModule):
         frame_interval: int = 1,
         frame_hz: float | None = None,
         anchor_interval: int = 1,
+        captions: dict[str, Any] | None = None,
         batch_size: int = 32,
         sources: dict[str, str | Source] | None = None,
         height: int | None = None,
@@ -134,7 +139,10 @@ class ClipData(LightningDataModule):
         self.window = Window(observed, future, frame_interval)
         named = sources or {"data": Source(str(root), spec=spec)}
         self._sources = {name: source if isinstance(source, Source) else Source(source) for name, source in named.items()}
-        self._frame_hz = frame_hz
+        self._frame_hz, self._caption_options = frame_hz, captions
+        self._captions: Captioning | None = None
+        if captions is not None:
+            parse_captions(captions)  # a mistake is told before any data is read
         self._cameras, self._size = cameras, None if height is None or width is None else (height, width)
         weights = {name: source.weight for name, source in self._sources.items()}
         self._mixture = checked_mixture(weights, weight_by, temperature, exhaustive, task_balanced, self._by_window)
@@ -169,7 +177,12 @@ class ClipData(LightningDataModule):
             return
         readers: dict[str, Episodes] = {name: self.open_source(name) for name in self._sources}
         self._check_alike(readers)
-        training, validating = divide(readers, self._split, {name: reader.skipped for name, reader in readers.items()})
+        unused = {name: dict(reader.skipped) for name, reader in readers.items()}
+        if self._caption_options is not None:
+            self._captions = Captioning(self._caption_options, readers, self._seed)
+            unused = {name: {**self._captions.dropped[name], **problems} for name, problems in unused.items()}
+            rank_zero_info(str(self._captions))
+        training, validating = divide(readers, self._split, unused)
         if not training:
             raise DatasetError("no episode is left to train on: lower validation_fraction, or add episodes")
         self.readers, self._training, self._validating = readers, training, validating
@@ -210,7 +223,9 @@ class ClipData(LightningDataModule):
     def skipped(self) -> dict[str, str]:
         """What was wrong with the episodes that are not used, by source and index: at opening, and as found while training."""
         opening = {f"{name}/{index}": text for name, reader in self.readers.items() for index, text in reader.skipped.items()}
-        return opening | self._ledger.found
+        without = {} if self._captions is None else self._captions.dropped
+        unlabelled = {f"{name}/{index}": text for name, dropped in without.items() for index, text in dropped.items()}
+        return opening | unlabelled | self._ledger.found
 
     def contract(self) -> dict[str, Any]:
         """What observations and actions of this data are, for checkpoints and benchmarks; see `action.contract`."""
@@ -252,7 +267,8 @@ class ClipData(LightningDataModule):
     def train_dataloader(self) -> Loader:
         self.setup()
         stream = BatchStream(self._order(), self._batch_size, *self._rank(), start=lambda: self._stretches().position(self.trainer))
-        return self._loader(self._batches(self._training, self._latents), stream)
+        caption = self._captions.training if self._captions else instruction
+        return self._loader(self._batches(self._training, self._latents, caption), stream)
 
     def val_dataloader(self) -> Loader | list[Any]:
         return self._fixed(self._latents)
@@ -262,8 +278,15 @@ class ClipData(LightningDataModule):
     def predict_dataloader(self) -> Loader | list[Any]:
         return self._fixed(None)
 
-    def _batches(self, members: Members, latents: dict[int, LatentCache] | None) -> ClipBatches:
-        return ClipBatches(members, self.window, latents, self._seed, self._every)
+    def prompts(self) -> list[str]:
+        """Every sentence that a sample may come with."""
+        self.setup()
+        if self._captions is not None:
+            return self._captions.all_texts()
+        return list(dict.fromkeys(text for reader in self.readers.values() for episode in reader.episodes for text in episode.instructions))
+
+    def _batches(self, members: Members, latents: dict[int, LatentCache] | None, caption: Caption) -> ClipBatches:
+        return ClipBatches(members, self.window, latents, self._seed, self._every, caption)
 
     def _order(self) -> Order:
         anchors = self._anchors(self._training)
@@ -279,7 +302,8 @@ class ClipData(LightningDataModule):
         if not self._validating:
             return []
         items = spread(np.arange(len(self._validating)), self._anchors(self._validating), self._validation_windows, self._every)
-        return self._loader(self._batches(self._validating, latents), FixedBatches(items, self._batch_size, *self._rank()))
+        caption = self._captions.evaluation if self._captions else instruction
+        return self._loader(self._batches(self._validating, latents, caption), FixedBatches(items, self._batch_size, *self._rank()))
 
     def _loader(self, batches: ClipBatches, sampler: BatchStream | FixedBatches) -> Loader:
         return Loader(
