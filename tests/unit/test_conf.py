@@ -130,6 +130,13 @@ def test_functions_take_their_files(verb: str) -> None:
     assert "Unable to serialize" not in checked(verb, f"--config={text}")
 
 
+@pytest.mark.parametrize("value", [True, False, "selective", 2])
+def test_checkpointing_is_a_truth_a_word_or_a_number(value: Any) -> None:
+    text = checked("fit", f"--config={CONF}/experiment/{VIDEO}.yaml", f"--model.backbone.gradient_checkpointing={value}".lower())
+    found = yaml.safe_load(text)["model"]["init_args"]["backbone"]["init_args"]["gradient_checkpointing"]
+    assert found == value and type(found) is type(value)
+
+
 def test_a_rollout_may_run_faster_than_its_checkpoint_says() -> None:
     text = OmegaConf.to_yaml(compose_verb("rollout", []))
     found = yaml.safe_load(checked("rollout", f"--config={text}", "--acting={dtype: bfloat16}", "--execution={}"))
