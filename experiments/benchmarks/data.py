@@ -23,7 +23,7 @@ import torch
 from loader_timing import memory_mb, timed
 from torch import Tensor
 
-from mimicvideo.data.modules import DemonstrationData
+from mimicvideo.data.demonstration_data import DemonstrationData
 
 HERE = Path(__file__).resolve().parent
 FRAMES, OBSERVED, INTERVAL = 61, 5, 6

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.episodes import Camera, Episode, Episodes
 from mimicvideo.data.listing import Listing
-from mimicvideo.data.modules import DemonstrationData
 from mimicvideo.data.sampler import BatchStream
 
 

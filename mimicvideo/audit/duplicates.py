@@ -101,7 +101,7 @@ def _equal(rows: np.ndarray, limit: float, findings: Findings) -> set[tuple[int,
                 findings.add("duplicate_episode", index, f"it repeats episode {other}: pictures are the same, numbers almost")
             elif "pictures" in names:
                 findings.add("copied_pictures", index, f"its pictures are those of episode {other}, its numbers are not")
-            elif len(numbers) == _kinds(rows, here) and _alike(rows["glimpse"][here], rows["glimpse"][there]):
+            elif len(numbers) == _kinds(rows, int(here)) and _alike(rows["glimpse"][here], rows["glimpse"][there]):
                 findings.add("duplicate_episode", index, f"it repeats episode {other}: {' and '.join(names)} are the same, pictures almost")
             else:
                 findings.add("copied_numbers", index, f"its {' and '.join(names)} are those of episode {other}, its pictures are not")

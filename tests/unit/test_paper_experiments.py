@@ -15,7 +15,7 @@ from mimicvideo.messages import ConfigError
 
 SUITES = ["spatial", "object", "goal", "10", "90"]
 VIDEO = [f"libero_{suite}_video" for suite in SUITES] + ["bridge_video"]
-ACTION = [f"libero_{suite}_action" for suite in SUITES]
+ACTION = [f"libero_{suite}_action" for suite in SUITES] + ["bridge_action"]
 
 
 @cache
@@ -40,6 +40,7 @@ def batch(config: Any) -> int:
         ("libero_spatial_video", 7_540, 32),
         ("libero_object_action", 50_274, 128),
         ("libero_spatial_action", 51_212, 128),
+        ("bridge_action", 14_112, 256),
     ],
 )
 def test_length_and_batch_are_the_released_ones(experiment: str, steps: int, size: int) -> None:
@@ -79,7 +80,7 @@ def test_stage_1(experiment: str) -> None:
 
 @pytest.mark.parametrize("experiment", ACTION)
 def test_stage_2(experiment: str) -> None:
-    config = complete(experiment)
+    config, bridge = complete(experiment), experiment == "bridge_action"
     model, data = config.model.init_args, config.data.init_args
     assert model.optimizer.init_args.lr == 1e-4
     schedule = model.scheduler.init_args
@@ -89,11 +90,12 @@ def test_stage_2(experiment: str) -> None:
     assert dict(model.action_noise.init_args) == {"power": 0.0, "low": 0.001}  # uniform on [0.001, 1)
     assert (model.block, model.num_steps, model.draws, model.loss_scale, model.context_control) == (19, 10, 1, 10, "none")
     assert model.future.class_path.endswith("NoiseFuture") and model.future.init_args.tau == pytest.approx(80 / 81, abs=1e-5)
-    assert (data.horizon, data.action_dim, data.proprio_dim, data.history, data.tail) == (60, 10, 10, 1, "repeat")
+    assert (data.horizon, data.action_dim, data.proprio_dim, data.history, data.tail) == (15 if bridge else 60, 10, 10, 1, "repeat")
     rotation_free = ["variance"] * 3 + ["identity"] * 6 + ["variance"]
     assert list(model.normalization.actions) == list(model.normalization.proprio) == rotation_free and model.normalization.per_step
     suite = experiment.removesuffix("_action")
-    assert (data.root, model.backbone.init_args.adapter) == (f"datasets/{suite}", f"runs/{suite}/video/adapter")
+    root = "datasets/bridge.zarr" if bridge else f"datasets/{suite}"
+    assert (data.root, model.backbone.init_args.adapter) == (root, f"runs/{suite}/video/adapter")
 
 
 def test_action_noise_of_the_papers_text_is_one_flag_away() -> None:

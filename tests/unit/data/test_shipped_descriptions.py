@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
+from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.open import open_episodes
 from mimicvideo.data.rotations import to_matrix
@@ -68,6 +69,13 @@ def official(root: Path, hz: float, **streams: np.ndarray) -> None:
     group.create_array("language_embedding", data=np.zeros((1, 8, 4), np.float16), chunks=(1, 8, 4))
 
 
+def first_batch(root: Path, spec: str) -> Any:
+    """What stage 2 trains on, in the learned representation: ten numbers each."""
+    options: dict[str, Any] = {"observed": 5, "future": 4, "horizon": 4, "action_dim": 10, "proprio_dim": 10, "validation_fraction": 0.0}
+    data = DemonstrationData(root=str(root), spec=spec, cameras=["workspace"], batch_size=6, **options)
+    return next(iter(data.train_dataloader()))
+
+
 def test_bridge_of_mimic_video(tmp_path: Path) -> None:
     poses = np.tile(np.eye(4), (ROWS, 1, 1))
     poses[:, :3, :3] = to_matrix(RANDOM.normal(size=(ROWS, 3)), "axis_angle")
@@ -82,6 +90,10 @@ def test_bridge_of_mimic_video(tmp_path: Path) -> None:
     np.testing.assert_allclose(reader.proprio(episode), np.column_stack([short, opening]), atol=1e-6)
     ahead = np.minimum(np.arange(ROWS) + 1, ROWS - 1)
     np.testing.assert_allclose(reader.actions(episode), np.column_stack([short[ahead], command]), atol=1e-6)
+    batch = first_batch(tmp_path / "z", "mimic_zarr_bridge")
+    for row, chunk in zip(batch["row"].tolist(), batch["actions"], strict=True):
+        relative = np.linalg.inv(poses[row]) @ poses[min(row + 1, ROWS - 1)]
+        np.testing.assert_allclose(chunk[0], [*relative[:3, 3], *relative[:2, :3].reshape(-1), command[row]], atol=1e-5)
 
 
 def test_libero_of_mimic_video(tmp_path: Path) -> None:
@@ -100,6 +112,10 @@ def test_libero_of_mimic_video(tmp_path: Path) -> None:
     expected = np.hstack([streams["eef_pos_ref_delta_lowdim"], turns[:, 0], turns[:, 1], streams["gripper_action_lowdim"]])
     np.testing.assert_allclose(reader.actions(episode), expected, atol=1e-6)
     assert (reader.control_hz, reader.proprio(episode).shape) == (20.0, (ROWS, 8))
+    batch = first_batch(tmp_path / "z", "mimic_zarr_libero")
+    rows = batch["row"].numpy()
+    np.testing.assert_allclose(batch["actions"][:, 0], expected[rows], atol=1e-5)
+    np.testing.assert_allclose(batch["observation"]["proprio"][:, 0, 3:9], np.tile([1, 0, 0, 0, 1, 0], (len(rows), 1)), atol=1e-6)
 
 
 def bimanual(root: Path, features: dict[str, int], cameras: list[str]) -> dict[str, np.ndarray]:
