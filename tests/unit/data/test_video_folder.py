@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.errors import DatasetError
-from mimicvideo.data.modules import DemonstrationData
 from mimicvideo.data.open import open_episodes
 from mimicvideo.data.spec import DatasetSpec
 from mimicvideo.data.video_folder import VideoFolderStore
