@@ -192,7 +192,7 @@ class Episodes(ABC):
         """
         left_out = {episode.index: reasons[episode.index] for episode in self.episodes if episode.index in reasons}
         self.skipped.update({index: f"{because}: {reason}" for index, reason in left_out.items()})
-        self.episodes = [episode for episode in self.episodes if episode.index not in left_out]
+        self.episodes = self.episodes.take(np.flatnonzero(~np.isin(self.episodes.indices, list(left_out))))
         if left_out:
             text = "; ".join(f"episode {index}: {reason}" for index, reason in left_out.items())
             log.warning("left out %d of %d episodes of %s for %s: %s", len(left_out), len(self.listed), self.root, because, text)

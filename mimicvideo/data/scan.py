@@ -43,7 +43,7 @@ def find_problems(tables: Tables, cameras: list[Camera], min_rows: int, verify: 
 
 def video_damage(tables: Tables, episode: LeRobotEpisode, cameras: list[Camera]) -> str | None:
     """What is wrong with an episode's videos when every frame is decoded strictly."""
-    return _video_problem(tables, episode, cameras, _look, None)
+    return video_problem(tables.root, tables.fps, episode, cameras, look, None)
 
 
 def _too_short(episode: LeRobotEpisode, min_rows: int) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Float64, Int, UInt8
 
 from mimicvideo.data.episodes import Camera, Episode, Episodes
 from mimicvideo.data.errors import DatasetError
@@ -110,6 +110,13 @@ class View(Episodes):
         if len(rows) and not 0 <= rows.min() <= rows.max() < episode.length:
             raise IndexError(f"rows {rows.min()} ... {rows.max()} lie outside episode {episode.index} of {episode.length} rows")
         return self.source.frames(episode.source, self._stored_rows(episode)[rows])
+
+    def times(self, episode: ViewedEpisode) -> Float64[np.ndarray, " rows"] | None:
+        """Of a view at the dataset's own rate; at another, rows are where the rate wants them."""
+        return self.source.times(episode.source) if self._frame_hz == self._stored_hz else None
+
+    def damage(self, episode: ViewedEpisode) -> str | None:
+        return self.source.damage(episode.source)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -333,3 +333,5 @@ def test_full_verification_decodes_videos_of_others(tmp_path: Path) -> None:
             reader.frames(episode, range(episode.length))
     with pytest.raises(DatasetError, match="1 of 3 episodes .*\n  episode 1: its video .* is damaged"):
         LeRobotEpisodes(tmp_path / "d", verify="full")
+    told = [reader.damage(episode) for episode in reader.episodes]
+    assert told[0] is None and told[2] is None and "file-000.mp4 is damaged" in told[1]
