@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from mimicvideo.callbacks.nan_guard import NanGuard
 from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
 from mimicvideo.compose import compose_argv
-from mimicvideo.memory import expected_memory, require_memory
+from mimicvideo.memory import BACKBONE, expected_memory, require_memory
 from mimicvideo.messages import ConfigError, ShortErrors, nearest
 from mimicvideo.provenance import command_line
 
@@ -117,13 +117,14 @@ class MimicVideoCLI(LightningCLI):
         """The command line, not the checkpoint, says what is run: Lightning 2.6 lets the checkpoint win."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses before anything is built what can only fail later: a GPU or a checkpoint that is not there."""
-        check_devices(self._get(self.config, "trainer"))
+        """Refuses before anything is built what can only fail later: a GPU, a video model or a checkpoint that is not there."""
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        check_machine(self.config[str(self.subcommand)], weights=first)
         path = self._get(self.config, "ckpt_path")
         if path and path not in NAMED_CHECKPOINTS and not Path(path).exists():
             beside = [other.name for other in Path(path).parent.glob("*.ckpt")]
             raise ConfigError(f"ckpt_path: there is no {path}{nearest(Path(path).name, beside)}")
-        if self.subcommand == "fit" and os.environ.get("LOCAL_RANK", "0") == "0":
+        if self.subcommand == "fit" and first:
             report_memory(self.config["fit"])
 
     def _write_metrics(self) -> None:
@@ -160,6 +161,31 @@ def report_memory(config: Namespace) -> None:
     if expected is not None:
         print("expected memory of each device:", *expected.table(), sep="\n")
         require_memory(expected, config.as_dict(), config.memory_gb)
+
+
+def check_machine(config: Namespace, weights: bool = True) -> None:
+    """Raises ConfigError with all that the machine lacks: GPUs and, if `weights`, the pretrained video model."""
+    missing = []
+    for check in (lambda: check_devices(config.trainer), lambda: check_weights(config.as_dict()["model"]) if weights else None):
+        try:
+            check()
+        except ConfigError as error:
+            missing.append(str(error))
+    if missing:
+        raise ConfigError("\n".join(missing))
+
+
+def check_weights(model: Mapping[str, Any]) -> None:
+    """Raises ConfigError if the video model is neither on this machine nor given by the hub."""
+    backbone = (model.get("init_args") or {}).get("backbone") or {}
+    if backbone.get("class_path") != BACKBONE:
+        return
+    from mimicvideo.video.pretrained import check_source
+
+    try:
+        check_source(backbone["init_args"]["pretrained"], backbone["init_args"].get("revision"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"model.backbone.{error}") from error
 
 
 def check_devices(trainer: Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,19 @@ class Expected:
         rows: By what they hold.
         peak: Most at one time: not all of the rows are full at once.
         open: What could not be counted, and why; empty if everything was.
+        faster: Whether the run computes in another way than was counted.
     """
 
     rows: dict[str, int]
     peak: int
     open: str = ""
+    faster: bool = False
 
     def table(self) -> list[str]:
         """Lines to print, in GiB."""
         lines = [f"{name:12} {size / 2**30:>10.2f} GiB" for name, size in self.rows.items() if size]
-        return [*lines, f"{'peak':12} {self.peak / 2**30:>10.2f} GiB" + (f" without {self.open}" if self.open else "")]
+        lines.append(f"{'peak':12} {self.peak / 2**30:>10.2f} GiB" + (f" without {self.open}" if self.open else ""))
+        return lines + ["counted without backbone.execution, with which the run may need less"] * self.faster
 
 
 def expected_memory(config: Mapping[str, Any]) -> Expected | None:
@@ -58,7 +61,9 @@ def expected_memory(config: Mapping[str, Any]) -> Expected | None:
     if backbone.get("class_path") != BACKBONE:
         return None
     stage = _stage_2 if "decoder" in model else _stage_1
-    return stage(model, backbone["init_args"], (config.get("data") or {}).get("init_args") or {}, config["trainer"])
+    video = backbone["init_args"]
+    counted = stage(model, video, (config.get("data") or {}).get("init_args") or {}, config["trainer"])
+    return replace(counted, faster=video.get("execution") is not None)
 
 
 def _stage_1(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Expected:
@@ -83,7 +88,7 @@ def _stage_1(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
         return _sum(rows, 0, 0, 0, clips)
     vae, encoding = vae_memory(backbone["pretrained"], precision.frozen, clips)
     rows["VAE"] = vae
-    checkpointing = bool(backbone.get("gradient_checkpointing"))
+    checkpointing = backbone.get("gradient_checkpointing") or False
     rows["activations"], at_end = training_activations(backbone["pretrained"], adaptation, precision, clips, checkpointing)
     return _sum(rows, rows["activations"], at_end, 0 if model.get("latent_cache") else encoding)
 
@@ -273,7 +278,7 @@ def _advice(config: Mapping[str, Any]) -> str:
     batch = ((config.get("data") or {}).get("init_args") or {}).get("batch_size", 1)
     full = backbone["adaptation"]["class_path"].endswith(".Full")
     helps = {
-        "--model.backbone.gradient_checkpointing=true": stage_1 and not backbone.get("gradient_checkpointing"),
+        "--model.backbone.gradient_checkpointing=true": stage_1 and backbone.get("gradient_checkpointing") is not True,
         f"--data.batch_size={max(batch // 2, 1)} with --trainer.accumulate_grad_batches=2": batch > 1,
         "--model.backbone.dtype=bfloat16": backbone.get("dtype") != "bfloat16" and not full,
         "--trainer.precision=bf16-mixed": _autocast(trainer) is None and backbone.get("dtype") != "bfloat16",

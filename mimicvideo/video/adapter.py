@@ -6,6 +6,7 @@ An adapter folder holds
                                                      prefix="base_model.model")
     full_weights.safetensors                         tensors that were trained in full (absent if there are none)
     manifest.json                                    SHA-256 of these files, of the base weights, and the LoRA settings
+A folder that PEFT wrote elsewhere, with the first two files alone, is read too.
 """
 
 import copy
@@ -26,13 +27,13 @@ from mimicvideo.folders import replacing
 from mimicvideo.sharding import gathered, is_writer, parameters, placed_like
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video.adaptation import Frozen, fuse, inject, injected_config, target_layers
+from mimicvideo.video.peft_folder import CONFIG, PREFIX, TENSORS, is_peft_folder, read_peft
 
 if TYPE_CHECKING:
     from mimicvideo.video.cosmos_predict import CosmosPredict
 
-_LORA_PREFIX = "base_model.model."  # PEFT's, before the module's name
 _LORA_SETTINGS = ("r", "lora_alpha", "target_modules", "lora_dropout")
-_REMEDY = "Build the backbone with the adaptation that the adapter was trained with"
+_REMEDY = "Build the backbone with the adaptation that the adapter was trained with (adaln: false if it holds no AdaLN layers)"
 
 
 # {"config": ..., "tensors": {name: tensor}}, where config is JSON-able: format, base_weights_hash, and lora, which is
@@ -46,7 +47,7 @@ def own_parameters(backbone: "CosmosPredict") -> dict[str, nn.Parameter]:
     for name, parameter in parameters(backbone.transformer).items():
         plain = "transformer." + name.replace(".base_layer.", ".")
         if "lora_" in name:
-            named[_LORA_PREFIX + name.replace(".default.", ".")] = parameter
+            named[PREFIX + name.replace(".default.", ".")] = parameter
         elif plain in backbone.own_names:
             named[plain] = parameter
     if backbone.prompts.model is not None:
@@ -133,8 +134,8 @@ def _shapes_for_frozen(backbone: "CosmosPredict", config: dict[str, Any], found:
     if config["lora"] is not None:
         rank = config["lora"]["r"]
         for name, layer in target_layers(backbone.transformer, config["lora"]["target_modules"]).items():
-            expected[f"{_LORA_PREFIX}{name}.lora_A.weight"] = torch.Size((rank, layer.in_features))
-            expected[f"{_LORA_PREFIX}{name}.lora_B.weight"] = torch.Size((layer.out_features, rank))
+            expected[f"{PREFIX}{name}.lora_A.weight"] = torch.Size((rank, layer.in_features))
+            expected[f"{PREFIX}{name}.lora_B.weight"] = torch.Size((layer.out_features, rank))
     whole = {f"transformer.{name}": parameter.shape for name, parameter in backbone.transformer.named_parameters()}
     expected |= {key: whole[key] for key in found if key in whole}
     if backbone.initial == "random":
@@ -148,18 +149,34 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
     """Writes an adapter folder in the first process; an existing one is replaced only once the new one is complete."""
     if not is_writer():
         return
-    lora = {key: tensor for key, tensor in state["tensors"].items() if key.startswith(_LORA_PREFIX)}
+    lora = {key: tensor for key, tensor in state["tensors"].items() if key.startswith(PREFIX)}
     whole = {key: tensor for key, tensor in state["tensors"].items() if key not in lora}
     with replacing(folder) as new:
         if lora:
             LoraConfig(**state["config"]["lora"]).save_pretrained(str(new))
             # diffusers reads no adapter_config.json: without its own header it would take alpha = rank, silently.
-            header = {f"{_LORA_PREFIX}{key}": value for key, value in state["config"]["lora"].items()}
-            save_file(lora, new / "adapter_model.safetensors", {LORA_ADAPTER_METADATA_KEY: json.dumps(header)})
+            header = {f"{PREFIX}{key}": value for key, value in state["config"]["lora"].items()}
+            save_file(lora, new / TENSORS, {LORA_ADAPTER_METADATA_KEY: json.dumps(header)})
         if whole:
             save_file(whole, new / "full_weights.safetensors", {"format": "pt"})
         files = {path.name: weights.file_hash(path) for path in sorted(new.iterdir())}
         (new / weights.MANIFEST).write_text(json.dumps({**state["config"], "sha256": files}, indent=2) + "\n")
+
+
+def read_for(backbone: "CosmosPredict", folder: Path) -> dict[str, Any]:
+    """Reads an adapter folder, or one that PEFT wrote elsewhere. PEFT does not say for which base weights: those of `backbone`.
+
+    Raises:
+        FileNotFoundError: See `read_adapter`.
+        ValueError: See `read_adapter` and `read_peft`.
+    """
+    if not is_peft_folder(folder):
+        return read_adapter(folder)
+    if is_writer():
+        print(f"{folder} does not say which base weights it was trained on: those of {backbone.folder} are taken for them")
+    here = _settings(injected_config(backbone.transformer))
+    lora, tensors = read_peft(folder, backbone.transformer, None if here is None else here["target_modules"])
+    return {"config": {"format": 1, "lora": lora, "base_weights_hash": backbone.weights_hash}, "tensors": tensors}
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
@@ -170,7 +187,12 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         ValueError: If a file differs from what was written.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"adapter {folder} does not exist: give the folder that stage 1 wrote, <run_dir>/adapter")
+        raise FileNotFoundError(f"adapter {folder} does not exist: give the folder that stage 1 wrote, <run_dir>/adapter, or one of PEFT's")
+    if not any((folder / name).is_file() for name in (weights.MANIFEST, CONFIG)):
+        raise FileNotFoundError(
+            f"{folder / weights.MANIFEST} is missing, and so is PEFT's {CONFIG}: give the folder that stage 1 wrote, <run_dir>/adapter, "
+            f"or one that PEFT's save_pretrained wrote, with {CONFIG} and {TENSORS}"
+        )
     config = weights.read_json(folder / weights.MANIFEST)
     missing = [key for key in ("format", "lora", "base_weights_hash", "sha256") if key not in config]
     if missing or config["format"] != 1:

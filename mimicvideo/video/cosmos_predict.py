@@ -43,7 +43,7 @@ class CosmosPredict(VideoBackbone):
     Args:
         pretrained: "cosmos-tiny", a folder with transformer, vae, text_encoder and tokenizer, or a hub id.
         adaptation: What trains: `Lora`, `Full` or `Frozen`.
-        adapter: Folder of a trained adapter to continue from, or to fuse into a frozen backbone.
+        adapter: Folder of a trained adapter, stage 1's or PEFT's, to continue from, or to fuse into a frozen backbone.
         initial: "random" starts the transformer from random weights (ablations); VAE and T5 stay pretrained.
         revision: Of a hub id.
         dtype: Of frozen weights and of matrix products. Weights that train are fp32 either way; noise levels, latents at
@@ -110,7 +110,7 @@ class CosmosPredict(VideoBackbone):
                 block.forward = torch.compile(block.forward)
         self.execute(execution)
         if adapter is not None:
-            self._take_in(adapters.read_adapter(Path(adapter).expanduser()), f"adapter {adapter}")
+            self._take_in(adapters.read_for(self, Path(adapter).expanduser()), f"adapter {adapter}")
 
     def execute(self, execution: Execution | None) -> None:
         """Runs the transformer so from now on; None is diffusers' own forward pass.

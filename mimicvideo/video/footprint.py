@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mimicvideo.peak import peak_of, training_peak, without_data
 from mimicvideo.video import wan
 from mimicvideo.video.adaptation import Adaptation, Lora
+from mimicvideo.video.checkpointing import Checkpointing, check_checkpointing, diffusers_runner
 from mimicvideo.video.cosmos_predict import _CHUNK_VALUES, _WHOLE_CLIP_VALUES
 from mimicvideo.video.inputs import check_clip_size
 from mimicvideo.video.padding_mask import provide_resize
@@ -76,8 +77,9 @@ class Weights:
 def transformer_weights(pretrained: str, adaptation: Adaptation, precision: Precision) -> Weights:
     """Bytes of the transformer of `CosmosPredict(pretrained, adaptation)`, and of its text encoder if that trains."""
     config = transformer_config(pretrained)
-    few, more = (_bytes(_transformer(pretrained, adaptation, precision, blocks)) for blocks in _two(adaptation, config))
-    blocks = config["num_layers"] - _two(adaptation, config)[0]
+    numbers = _two(adaptation, config)
+    few, more = (_bytes(_transformer(pretrained, adaptation, precision, blocks)) for blocks in numbers)
+    blocks = config["num_layers"] - numbers[0]
     frozen, trained, rest = (one + blocks * (other - one) for one, other in zip(few, more, strict=True))
     inside = more[0] + more[1] - few[0] - few[1] or (frozen + trained - rest) // config["num_layers"]
     text = _Text(pretrained)
@@ -88,27 +90,44 @@ def transformer_weights(pretrained: str, adaptation: Adaptation, precision: Prec
 
 
 def training_activations(
-    pretrained: str, adaptation: Adaptation, precision: Precision, clips: Clips, checkpointing: bool
+    pretrained: str, adaptation: Adaptation, precision: Precision, clips: Clips, checkpointing: Checkpointing
 ) -> tuple[int, int]:
     """Bytes that a training step holds beside weights and gradients at its two summits.
 
-    Every block adds the same, so that two small models tell what a large one needs.
+    Every block adds the same, or every n of which one is computed again, so that two small models tell what a large one needs.
+
+    Args:
+        pretrained: As `CosmosPredict` takes it.
+        adaptation: What trains.
+        precision: Of weights and products.
+        clips: Of one step.
+        checkpointing: `gradient_checkpointing` of `CosmosPredict`.
 
     Returns:
         At the start of the backward pass, when no gradient is there yet, and at its end, when all of them are.
+
+    Raises:
+        ValueError: If `checkpointing` is none of what `CosmosPredict` takes.
     """
+    check_checkpointing(checkpointing)
     config = transformer_config(pretrained)
-    few, more = _two(adaptation, config)
-    peaks = []
-    for blocks in dict.fromkeys((few, more)):
+    period = 1 if checkpointing is True or not isinstance(checkpointing, int) else max(checkpointing, 1)
+    few, more = _two(adaptation, config, period)
+
+    def peak(blocks: int) -> int:
         transformer = _transformer(pretrained, adaptation, precision, blocks).train()
         if checkpointing:
-            transformer.enable_gradient_checkpointing()
+            transformer.enable_gradient_checkpointing(diffusers_runner(transformer.transformer_blocks, checkpointing))
         with without_data(transformer):
-            peaks.append(training_peak(transformer, lambda model=transformer: _loss(model, config, precision, clips)))
-    grows = peaks[-1] - peaks[0]
-    at_end = peaks[0] if few == 1 else peaks[0] // few
-    return peaks[0] + (config["num_layers"] - few) * grows, at_end
+            return training_peak(transformer, lambda: _loss(transformer, config, precision, clips))
+
+    start = peak(few)
+    grows = (peak(more) - start) * (config["num_layers"] - few) // (more - few) if more > few else 0
+    if few == 1:
+        at_end = start
+    else:  # block 0 comes last; a model of one block may lack what the adaptation names
+        at_end = start // few if _by_number(adaptation) else peak(1)
+    return start + grows, at_end
 
 
 def reading_activations(pretrained: str, precision: Precision, clips: Clips, blocks: int) -> tuple[int, int, int]:
@@ -147,11 +166,15 @@ def vae_memory(pretrained: str, dtype: torch.dtype, clips: Clips) -> tuple[int, 
     return sum(weight.nbytes for weight in vae.parameters()), peak
 
 
-def _two(adaptation: Adaptation, config: Mapping[str, Any]) -> tuple[int, int]:
-    """Numbers of blocks from which the rest follows; all of them if an adaptation treats blocks differently."""
-    by_number = isinstance(adaptation, Lora) and any(re.match(r"(transformer_blocks\.)?\d", target) for target in adaptation.targets)
+def _two(adaptation: Adaptation, config: Mapping[str, Any], period: int = 1) -> tuple[int, int]:
+    """Numbers of blocks from which the rest follows in steps of `period`; all of them if an adaptation treats blocks differently."""
     blocks = config["num_layers"]
-    return (blocks, blocks) if by_number or blocks < 2 else (1, 2)
+    few = blocks % period or period  # so that the small models end within the period where the large one ends
+    return (blocks, blocks) if _by_number(adaptation) or few + period > blocks else (few, few + period)
+
+
+def _by_number(adaptation: Adaptation) -> bool:
+    return isinstance(adaptation, Lora) and any(re.match(r"(transformer_blocks\.)?\d", target) for target in adaptation.targets)
 
 
 def _transformer(pretrained: str, adaptation: Adaptation, precision: Precision, blocks: int) -> Any:

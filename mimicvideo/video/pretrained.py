@@ -4,7 +4,9 @@ import functools
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +19,16 @@ COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
 PACKAGED = {"cosmos-tiny": Path(__file__).resolve().parents[1] / "assets" / "cosmos-tiny"}
 MANIFEST = "manifest.json"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"(?!models/)[A-Za-z0-9][\w.-]*/[\w.-]+")  # nobody on the hub is called models, but folders are
+_LAYOUT = f"""\
+put the model's diffusers-format folders {", ".join(COMPONENTS)} into a folder of this machine and set pretrained to its path:
+    FOLDER/transformer/   config.json, diffusion_pytorch_model.safetensors (or its parts and their .index.json)
+    FOLDER/vae/           config.json, diffusion_pytorch_model.safetensors
+    FOLDER/text_encoder/  config.json, model.safetensors (or its parts and their .index.json)
+    FOLDER/tokenizer/     tokenizer.json or spiece.model, and tokenizer_config.json
+`mimicvideo import` makes such a folder of one of NVIDIA's .pt files."""
+_WANTED = [f"{name}/*" for name in COMPONENTS]
+_PATIENCE = 5  # seconds for the hub to answer
 
 
 def resolve(pretrained: str, revision: str | None = None) -> Path:
@@ -33,14 +44,14 @@ def resolve(pretrained: str, revision: str | None = None) -> Path:
     folder = Path(pretrained).expanduser()
     if pretrained in PACKAGED:
         folder = PACKAGED[pretrained]
-    elif not folder.is_dir() and _HUB_ID.fullmatch(pretrained):
+    elif _is_hub_id(pretrained):
         folder = _download(pretrained, revision)
     if pretrained in PACKAGED and not folder.is_dir():
         raise FileNotFoundError(f"pretrained={pretrained!r}: this installation lacks {folder}; install the package again, with its assets")
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"pretrained={pretrained!r}: there is no folder {folder}. Give a folder with {', '.join(COMPONENTS)} in it, "
-            f"a hub id such as nvidia/Cosmos-Predict2-2B-Video2World, or one of {sorted(PACKAGED)}"
+            f"pretrained={pretrained!r}: there is no folder {folder.absolute()}. Give a hub id such as "
+            f"nvidia/Cosmos-Predict2-2B-Video2World, one of {sorted(PACKAGED)}, or {_LAYOUT}"
         )
     missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
     if missing:
@@ -51,18 +62,73 @@ def resolve(pretrained: str, revision: str | None = None) -> Path:
     return folder
 
 
+def check_source(pretrained: str, revision: str | None = None) -> None:
+    """Raises what `resolve` would, within seconds and without a download."""
+    if not _is_hub_id(pretrained):
+        resolve(pretrained)
+    elif unreachable := _hub_error(pretrained, revision):
+        _cached(pretrained, revision, unreachable)
+
+
+def _is_hub_id(pretrained: str) -> bool:
+    return pretrained not in PACKAGED and not Path(pretrained).expanduser().is_dir() and bool(_HUB_ID.fullmatch(pretrained))
+
+
 def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [f"{name}/*" for name in COMPONENTS]
+    if unreachable := _hub_error(hub_id, revision):
+        return _cached(hub_id, revision, unreachable)
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, etag_timeout=5))
-    except Exception as error:  # the hub client raises errors of many kinds: no network, gated, unknown, offline
-        raise FileNotFoundError(
-            f"pretrained={hub_id!r}: no such folder here, and the hub did not give it ({type(error).__name__}: {_first_line(error)}). "
-            f"Either connect (for gated models accept the licence and set HF_TOKEN), or copy the model's folders {', '.join(COMPONENTS)} "
-            f"into a folder of this machine and set pretrained to its path"
-        ) from error
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED))
+    except Exception as error:  # of many kinds: lost connection, gated, full disk
+        raise _not_given(hub_id, revision, error) from error
+
+
+def _hub_error(hub_id: str, revision: str | None) -> Exception | None:
+    """Why the hub does not give the model: no connection, gated, unknown; None if it does.
+
+    The client's own timeout holds for each of the hub's addresses, and not for finding them: a firewall that drops packets would
+    take minutes.
+    """
+    from huggingface_hub import HfApi
+
+    answer: Future[None] = Future()
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(hub_id, revision=revision, timeout=_PATIENCE)
+            answer.set_result(None)
+        except Exception as error:  # the hub client raises errors of many kinds
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.exception(_PATIENCE)  # type: ignore[return-value]
+    except TimeoutError:
+        return TimeoutError(f"no answer within {_PATIENCE} s")
+
+
+def _cached(hub_id: str, revision: str | None, unreachable: Exception) -> Path:
+    """What an earlier download left, if that is complete."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED, local_files_only=True))
+    except Exception:
+        raise _not_given(hub_id, revision, unreachable) from unreachable
+
+
+def _not_given(hub_id: str, revision: str | None, error: Exception) -> FileNotFoundError:
+    version = f" in its revision {revision}" if revision else ""
+    option = f" --revision {revision}" if revision else ""
+    include = " ".join(f"--include '{pattern}'" for pattern in _WANTED)
+    return FileNotFoundError(
+        f"pretrained={hub_id!r}: there is no folder {Path.cwd() / hub_id}, and the hub did not give that model{version} "
+        f"({type(error).__name__}: {_first_line(error)}). Either connect (for gated models accept the licence and set HF_TOKEN), or "
+        f"{_LAYOUT}\nWhere there is a connection, this writes them: hf download {hub_id}{option} {include} --local-dir FOLDER\n"
+        "Predict2.5 has them in revisions only, such as revision=diffusers/base/post-trained."
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:

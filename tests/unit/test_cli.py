@@ -282,6 +282,27 @@ def test_an_experiment_for_a_gpu_is_refused_before_its_backbone_is_read(capsys: 
     assert message.startswith("trainer.accelerator=gpu asks for 1 GPU(s), but this machine has no GPU")
 
 
+@pytest.mark.parametrize("machine", ["cpu", "ddp"])
+def test_an_absent_video_model_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str) -> None:
+    """With the GPUs that are absent, too; before data is read, weights are counted or anything is built."""
+
+    def offline(*args: Any) -> None:
+        raise ConnectionRefusedError("no network")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.getaddrinfo", offline)
+    monkeypatch.setattr("mimicvideo.cli.report_memory", lambda config: pytest.fail("counts the memory"))
+    flags = [f"--config={CONF}/experiment/libero_goal_video.yaml", f"--config={CONF}/trainer/{machine}.yaml", f"--run_dir={tmp_path}/run"]
+    with pytest.raises(ConfigError) as caught:
+        run("fit", *flags)
+    assert "there is no folder" in str(caught.value) and "FOLDER/transformer/ " in str(caught.value)
+    assert ("asks for 8 GPU(s)" in str(caught.value)) == (machine == "ddp")
+    with pytest.raises(ConfigError, match=r"'nvidia/Cosmos-Predict2\.5-2B'.*revision diffusers/base/post-trained.*no network"):
+        run("fit", *flags, f"--config={CONF}/backbone/predict2_5_2b.yaml")
+    assert not (tmp_path / "run").exists()
+
+
 # -- runs ----------------------------------------------------------------------------------------------------------------------
 
 

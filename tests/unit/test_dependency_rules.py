@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "benchmark": ["types", "messages", "data.lerobot_writer", "data.video_encoding"],
     "callbacks": [*VOCABULARY, "media", "checkpoint", "sharding", "video.backbone"],
     "compose": ["messages"],
-    "cli": ["compose", "memory", "messages", "callbacks", "provenance"],
+    "cli": ["compose", "memory", "messages", "callbacks", "provenance", "video.pretrained"],  # before a run, whether its weights are there
     "functions": ["compose", "messages"],
     "sweep": ["compose", "messages"],
     "audit": ["data", "messages", "provenance", "report_html", "report_figures"],

@@ -12,6 +12,9 @@ from mimicvideo.cli import CheckingCLI, report_memory
 from mimicvideo.compose import CONF
 from mimicvideo.memory import FRAMEWORK, Expected, _free, _optimizer_states, expected_memory, require_memory
 from mimicvideo.messages import ConfigError
+from mimicvideo.video import footprint
+from mimicvideo.video.adaptation import Lora
+from mimicvideo.video.footprint import Clips, Precision
 from tests.synthetic_episodes import by_writer
 
 GIB = 2**30
@@ -53,6 +56,39 @@ def test_checkpointing_batch_and_average_tell() -> None:
     assert twice == pytest.approx(2 * small.rows["activations"], rel=0.1)
     averaged = expected(*VIDEO, "--model.ema_decay=0.99")
     assert averaged.peak >= small.peak + 4 * (LORA + ADALN)
+
+
+def test_each_way_of_checkpointing_is_counted() -> None:
+    """Of 28 blocks; kept inputs, attentions and inner activations are the same in each block."""
+    kept = {value: expected(*VIDEO, f"--model.backbone.gradient_checkpointing={value}") for value in ("true", "selective", 2, 14, "false")}
+    activations = [found.rows["activations"] for found in kept.values()]
+    assert activations == sorted(activations) and len(set(activations)) == 5
+    full, selective, half, most, none = activations
+    tokens = 16 * 30 * 40
+    state = 2 * tokens * 2048  # of a block's input, in bf16
+    assert selective - full == pytest.approx(28 * 2 * state, rel=0.1)  # two attentions' outputs, which are as large
+    # Every second block is kept whole but its input: half of the way, up to the block that is at work.
+    assert half == pytest.approx((full + none) / 2, rel=0.05)
+    assert most == pytest.approx(none - 2 * (none - full) / 27, rel=0.05)
+    assert kept[14].peak > kept[2].peak > kept["true"].peak
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5])
+def test_blocks_that_are_not_traced_follow_from_those_that_are(period: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a trace of all 13 blocks."""
+    clips, precision = Clips(1, 9, 32, 32, 8), Precision(torch.float32, torch.float32, None)
+    small = {**footprint.transformer_config("cosmos-tiny"), "num_layers": 13}
+    monkeypatch.setattr(footprint, "transformer_config", lambda pretrained: small)
+    few = footprint.training_activations("cosmos-tiny", Lora(rank=4), precision, clips, period)
+    monkeypatch.setattr(footprint, "_two", lambda *given: (13, 13))
+    assert few == footprint.training_activations("cosmos-tiny", Lora(rank=4), precision, clips, period)
+
+
+def test_a_faster_execution_is_not_counted_and_the_table_says_so() -> None:
+    flag = "--model.backbone.execution=mimicvideo.execution.Execution"
+    faster, plain = expected(*VIDEO, flag), expected(*VIDEO)
+    assert (faster.rows, faster.peak) == (plain.rows, plain.peak)
+    assert faster.table()[:-1] == plain.table() and "without backbone.execution" in faster.table()[-1]
 
 
 def test_fsdp_divides_what_ddp_repeats() -> None:

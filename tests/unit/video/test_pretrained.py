@@ -1,6 +1,9 @@
 """Names, files and hashes of pretrained weights; partial, foreign and damaged ones are refused by name."""
 
 import json
+import shutil
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -43,21 +46,61 @@ def test_absent_packaged_model_is_reported(monkeypatch, tmp_path: Path) -> None:
         pretrained.resolve("cosmos-tiny")
 
 
-def test_unreachable_hub_says_what_to_put_where(monkeypatch) -> None:
+def refuses(*args):
+    raise ConnectionRefusedError("no network")
+
+
+def never_answers(*args):
+    time.sleep(10)
+
+
+@pytest.mark.parametrize("ask", [pretrained.resolve, pretrained.check_source])
+@pytest.mark.parametrize(("connect", "reason"), [(refuses, "no network"), (never_answers, "no answer within 5 s")])
+def test_unreachable_hub_says_at_once_what_to_put_where(monkeypatch, tmp_path: Path, ask, connect, reason: str) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError) as caught:
+        ask("nvidia/Cosmos-Predict2.5-2B", "diffusers/base/post-trained")
+    assert time.monotonic() - start < 8
+    message = str(caught.value)
+    assert reason in message and "transformer, vae, text_encoder, tokenizer" in message
+    assert "FOLDER/transformer/   config.json, diffusion_pytorch_model.safetensors" in message
+    assert "hf download nvidia/Cosmos-Predict2.5-2B --revision diffusers/base/post-trained --include" in message
+
+
+def test_an_earlier_download_is_taken_without_the_hub(monkeypatch, trio: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", refuses)
+    cache = tmp_path / "models--nvidia--Cosmos"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(trio, cache / "snapshots" / ("0" * 40))
+    pretrained.check_source("nvidia/Cosmos")
+    assert pretrained.resolve("nvidia/Cosmos") == cache / "snapshots" / ("0" * 40)
+
+
+def test_a_source_is_checked_without_a_download(monkeypatch, trio: Path, tmp_path: Path) -> None:
     import huggingface_hub
 
-    def offline(*args, **kwargs):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match="hub did not give it.*no network.*transformer, vae, text_encoder, tokenizer"):
-        pretrained.resolve("nvidia/Cosmos-Predict2-2B-Video2World")
+    asked = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, **options: asked.append((name, options["revision"])))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: pytest.fail("downloads"))
+    for source in ("nvidia/Cosmos", str(trio), "cosmos-tiny"):
+        pretrained.check_source(source, "main")
+    assert asked == [("nvidia/Cosmos", "main")]
+    for source in ("models/absent", str(tmp_path / "absent")):  # neither of which can be a hub id
+        with pytest.raises(FileNotFoundError, match=f"there is no folder /.*absent.*{pretrained.COMPONENTS[0]}"):
+            pretrained.check_source(source)
+    assert len(asked) == 1
 
 
 def test_hub_ids_are_downloaded_with_their_revision(monkeypatch, trio: Path) -> None:
     import huggingface_hub
 
     asked = {}
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.update(name=name, **options) or str(trio))
     assert pretrained.resolve("nvidia/Cosmos", "main") == trio
     assert asked["name"] == "nvidia/Cosmos"

@@ -1,0 +1,144 @@
+"""LoRA that was trained elsewhere: a folder that stock PEFT wrote becomes settings and tensors as `adapter.py` has them."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import CosmosTransformer3DModel
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from torch import Tensor
+
+from mimicvideo.video import pretrained as weights
+from mimicvideo.video.adaptation import matches, target_layers
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # PEFT's, before the module's name
+
+# Entries of adapter_config.json that are read here, and those that do not change what the finished adapter computes.
+_READ = {"r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
+_WITHOUT_EFFECT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type"}
+_WITHOUT_EFFECT |= {"megatron_core", "qalora_group_size", "ensure_weight_tying"}  # the first two configure what must be off
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # of LoRA's matrices; other starts change the base weights as well
+_MERGE = "Merge it with PEFT (merge_and_unload), save the transformer, and set pretrained to a folder that holds it"
+
+
+def is_peft_folder(folder: Path) -> bool:
+    """Whether PEFT wrote the folder, and not this framework, whose folders have a manifest."""
+    return (folder / CONFIG).is_file() and not any((folder / name).exists() for name in (weights.MANIFEST, "full_weights.safetensors"))
+
+
+def read_peft(folder: Path, transformer: CosmosTransformer3DModel, targets_here: Iterable[str] | None) -> tuple[dict[str, Any], dict]:
+    """Reads a folder of `PeftModel.save_pretrained`, whose keys may also begin with diffusers' `transformer.`.
+
+    Args:
+        folder: With adapter_config.json and adapter_model.safetensors.
+        transformer: What the adapter is for; stays as it is.
+        targets_here: Of the LoRA layers that `transformer` has, if any. The adapter's targets get these names if they are the same layers.
+
+    Returns:
+        `r`, `lora_alpha`, `target_modules` and `lora_dropout`; the tensors under the names that `adapter.py` gives them.
+
+    Raises:
+        FileNotFoundError: If the tensors are missing.
+        ValueError: If a setting is missing or one that is not known here changes what the adapter computes, if no layer fits, or if a
+            tensor is missing, left over, or of another shape.
+    """
+    config = _settings(folder / CONFIG)
+    tensors, blank = _tensors(folder), _blank(transformer)
+    rank, targets = config["r"], config["target_modules"]
+    layers = _layers(folder / CONFIG, config, blank)
+    linear = {name: layer for name, layer in target_layers(blank, layers).items() if name in layers}
+    expected = {}
+    for name, layer in linear.items():
+        expected[f"{PREFIX}{name}.lora_A.weight"] = torch.Size((rank, layer.in_features))
+        expected[f"{PREFIX}{name}.lora_B.weight"] = torch.Size((layer.out_features, rank))
+    whole = config.get("modules_to_save") or []
+    for name, parameter in blank.named_parameters():
+        if matches(name.rpartition(".")[0], whole):
+            expected[f"transformer.{name}"] = parameter.shape
+    saved = {key.removeprefix("transformer."): key for key in expected if key.startswith("transformer.")}
+    tensors = {saved.get(key.removeprefix(PREFIX), key): tensor for key, tensor in tensors.items()}
+    remedy = f"They must be those that r={rank}, target_modules and modules_to_save of {CONFIG} make in this transformer: save it again"
+    weights.check_shapes({key: tensor.shape for key, tensor in tensors.items()}, expected, folder / TENSORS, remedy)
+    names = [one for one in (targets_here, targets) if not isinstance(one, str | None) and _same_layers(blank, one, linear)]
+    targets = sorted(names[0] if names else layers)
+    settings = {"r": rank, "lora_alpha": config["lora_alpha"], "target_modules": targets, "lora_dropout": config.get("lora_dropout") or 0.0}
+    return settings, tensors
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    config = weights.read_json(path)
+    if config.get("peft_type", "LORA") != "LORA":
+        raise ValueError(f"{path}: peft_type={config['peft_type']!r} cannot be read, only LORA can. {_MERGE}")
+    for key, unit in (("r", "rank"), ("lora_alpha", "updates are scaled by it / r"), ("target_modules", "the layers that have LoRA")):
+        if not config.get(key):
+            raise ValueError(f"{path} lacks {key} ({unit}), without which the weights mean nothing: add what it was trained with")
+    plain = LoraConfig().to_dict()
+    for key, value in config.items():
+        if key == "init_lora_weights":
+            changes = value not in _PLAIN_STARTS
+        elif key in _READ | _WITHOUT_EFFECT:
+            changes = False
+        else:
+            changes = bool(value) and value != plain.get(key)
+        if changes:
+            raise ValueError(f"{path}: {key}={value!r} changes what the adapter computes, which is not supported here. {_MERGE}")
+    if isinstance(config["target_modules"], list):
+        config["target_modules"] = [target.removeprefix("transformer.") for target in config["target_modules"]]
+    config["modules_to_save"] = [name.removeprefix("transformer.") for name in config.get("modules_to_save") or []]
+    return config
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / TENSORS
+    if not path.is_file():
+        other = [name for name in ("adapter_model.bin", "pytorch_lora_weights.safetensors") if (folder / name).is_file()]
+        beside = f" ({other[0]} is there, which is not read)" if other else ""
+        raise FileNotFoundError(f"{path} is missing{beside}: save the adapter again with PEFT's save_pretrained")
+    tensors = weights.read_safetensors(path)
+    with safe_open(path, "pt") as file:
+        header = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "")
+    if PREFIX in header:  # as `write_adapter` marks it; without the manifest nobody knows whether whole tensors belong to it
+        raise FileNotFoundError(
+            f"{folder / weights.MANIFEST} is missing, though stage 1 wrote {TENSORS}: copy the whole adapter folder again"
+        )
+    named = {}
+    for key, tensor in tensors.items():
+        name = PREFIX + re.sub(rf"^({re.escape(PREFIX)})?(transformer\.)?", "", key)
+        if name in named:
+            raise ValueError(f"{path} has two tensors for {name.removeprefix(PREFIX)}: save the adapter again")
+        named[name] = tensor
+    return named
+
+
+def _blank(transformer: CosmosTransformer3DModel) -> CosmosTransformer3DModel:
+    with torch.device("meta"):
+        return CosmosTransformer3DModel.from_config(transformer.config)  # type: ignore[return-value]
+
+
+def _layers(path: Path, config: Mapping[str, Any], blank: CosmosTransformer3DModel) -> list[str]:
+    """Where PEFT itself puts LoRA, which knows patterns, layer numbers and exceptions."""
+    keys = ("r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+    given = LoraConfig(**{key: config[key] for key in keys if key in config})
+    with torch.device("meta"):
+        trial: Any = CosmosTransformer3DModel.from_config(blank.config)
+    try:
+        inject_adapter_in_model(given, trial)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: target_modules={config['target_modules']!r} name no layer of this transformer, "
+            f"whose names are diffusers' (CosmosTransformer3DModel): {str(error).splitlines()[0][:200]}"
+        ) from error
+    return [name for name, module in trial.named_modules() if isinstance(module, LoraLayer)]
+
+
+def _same_layers(blank: CosmosTransformer3DModel, targets: Iterable[str], layers: Mapping[str, Any]) -> bool:
+    try:
+        return target_layers(blank, targets).keys() == layers.keys()
+    except ValueError:  # a target that PEFT passes over
+        return False
