@@ -60,7 +60,7 @@ def test_checkpointing_batch_and_average_tell() -> None:
 
 def test_each_way_of_checkpointing_is_counted() -> None:
     """Of 28 blocks; kept inputs, attentions and inner activations are the same in each block."""
-    kept = {value: expected(*VIDEO, f"--model.backbone.gradient_checkpointing={value}") for value in ("true", "selective", 2, 14, "false")}
+    kept = {value: expected(*VIDEO, f"--model.backbone.gradient_checkpointing={value}") for value in ("true", "selective", 2, 4, "false")}
     activations = [found.rows["activations"] for found in kept.values()]
     assert activations == sorted(activations) and len(set(activations)) == 5
     full, selective, half, most, none = activations
@@ -69,18 +69,18 @@ def test_each_way_of_checkpointing_is_counted() -> None:
     assert selective - full == pytest.approx(28 * 2 * state, rel=0.1)  # two attentions' outputs, which are as large
     # Every second block is kept whole but its input: half of the way, up to the block that is at work.
     assert half == pytest.approx((full + none) / 2, rel=0.05)
-    assert most == pytest.approx(none - 2 * (none - full) / 27, rel=0.05)
-    assert kept[14].peak > kept[2].peak > kept["true"].peak
+    assert most == pytest.approx(none - 7 * (none - full) / 27, rel=0.05)
+    assert kept[4].peak > kept[2].peak > kept["true"].peak
 
 
-@pytest.mark.parametrize("period", [2, 3, 4, 5])
+@pytest.mark.parametrize("period", [2, 3])
 def test_blocks_that_are_not_traced_follow_from_those_that_are(period: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a trace of all 13 blocks."""
-    clips, precision = Clips(1, 9, 32, 32, 8), Precision(torch.float32, torch.float32, None)
-    small = {**footprint.transformer_config("cosmos-tiny"), "num_layers": 13}
+    """Against a trace of all 8 blocks, which end with a period or within one."""
+    clips, precision = Clips(1, 5, 16, 16, 4), Precision(torch.float32, torch.float32, None)
+    small = {**footprint.transformer_config("cosmos-tiny"), "num_layers": 8}
     monkeypatch.setattr(footprint, "transformer_config", lambda pretrained: small)
     few = footprint.training_activations("cosmos-tiny", Lora(rank=4), precision, clips, period)
-    monkeypatch.setattr(footprint, "_two", lambda *given: (13, 13))
+    monkeypatch.setattr(footprint, "_two", lambda *given: (8, 8))
     assert few == footprint.training_activations("cosmos-tiny", Lora(rank=4), precision, clips, period)
 
 
