@@ -2,7 +2,8 @@
 
 import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +36,37 @@ def audit(argv: Sequence[str], training_data: Callable[[list[str]], dict[str, An
     from mimicvideo.audit.sources import build_data
     from mimicvideo.data.errors import DatasetError
 
-    logging.getLogger("mimicvideo.data").setLevel(logging.ERROR)  # what readers warn of becomes findings
-    try:
-        data = build_data(configuration, given)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    try:
-        results = run_audit(
-            data,
-            out=Path(options.out),
-            num_workers=options.num_workers,
-            verify=options.verify,
-            language=options.language,
-            max_thumbnails=options.thumbnails,
-        )
-    except (DatasetError, OSError) as error:  # status 1 would say that something was found
-        raise ConfigError(str(error)) from error
+    with _readers_silent():
+        try:
+            data = build_data(configuration, given)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        try:
+            results = run_audit(
+                data,
+                out=Path(options.out),
+                num_workers=options.num_workers,
+                verify=options.verify,
+                language=options.language,
+                max_thumbnails=options.thumbnails,
+            )
+        except (DatasetError, OSError) as error:  # status 1 would say that something was found
+            raise ConfigError(str(error)) from error
     counts = {severity: sum(audited.findings.number(severity) for audited in results) for severity in ("warning", "error")}
     failing = {"never": 0, "error": counts["error"], "warning": counts["error"] + counts["warning"]}[options.fail_on]
     return FOUND if failing else CLEAN
+
+
+@contextmanager
+def _readers_silent() -> Iterator[None]:
+    """What readers warn of becomes findings."""
+    readers = logging.getLogger("mimicvideo.data")
+    before = readers.level
+    readers.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        readers.setLevel(before)
 
 
 def _parser() -> ArgumentParser:

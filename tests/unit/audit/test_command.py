@@ -1,7 +1,6 @@
 """`mimicvideo audit` as it is typed: status, files, resumption, processes; and the quarantine in training."""
 
 import json
-import logging
 import re
 import sys
 from pathlib import Path
@@ -181,7 +180,6 @@ def test_training_leaves_out_what_is_in_quarantine(
     typed(monkeypatch, *of(black, tmp_path / "out"))
     (listed,) = json.loads((tmp_path / "out" / "quarantine.json").read_text())["datasets"]
     assert [entry["index"] for entry in listed["episodes"]] == [BAD]
-    logging.getLogger("mimicvideo.data").setLevel(logging.NOTSET)
     data, before = clips(black, quarantine=str(tmp_path / "out" / "quarantine.json")), clips(black)
     assert list(data.skipped) == [f"data/{BAD}"] and "black_frames" in data.skipped[f"data/{BAD}"]
     kept = [member.episode.index for member in data._training]
