@@ -15,7 +15,7 @@ from mimicvideo.data.captions import content_of, match_long_captions, read_long_
 from mimicvideo.data.lerobot import LeRobotEpisodes
 from mimicvideo.reason.vision_language import Answer, VisionLanguageModel, _answer
 from tests.synthetic_episodes import by_lerobot, by_writer, numbers
-from tests.tiny_vlm import make_vlm
+from tests.tiny_vlm import make_llava, make_vlm
 
 FAST: dict[str, Any] = {"frames": 3, "max_new_tokens": 12, "device": "cpu"}
 
@@ -154,6 +154,13 @@ def test_incomplete_and_other_models_are_told(vlm, tmp_path):
     (broken / "config.json").write_text(json.dumps({**config, "model_type": "t5"}))
     with pytest.raises((ValueError, ImportError), match="no image-text-to-text model|the processor of t5"):
         VisionLanguageModel(str(broken), device="cpu")
+
+
+def test_models_of_other_architectures_are_taken(root, tmp_path):
+    llava = make_llava(tmp_path / "llava")
+    captions(str(root), str(llava), batch_size=2, **FAST)
+    assert set(texts(root)) == {"0", "1", "2"}
+    assert type(VisionLanguageModel(str(llava), device="cpu").processor).__name__ == "LlavaProcessor"
 
 
 def test_code_of_a_model_is_never_run(vlm, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mimicvideo.benchmark.instructions import INSTRUCTIONS
 from mimicvideo.data.language import foreign_language, is_empty
 
 ENGLISH = [
@@ -19,6 +20,12 @@ ENGLISH = [
     "turn faucet anti-clockwise",
     "place 7up can upright",
     "wipe jalapeño sauce off the table",
+    "lift eggplant",
+    "la croix can",
+    "end effector reaching brinjal",
+    "Moved the orange towel",
+    "separate the red lego from the blue ones",
+    "hammer",
 ]
 FOREIGN = {
     "de": ["nimm den roten Würfel", "Öffne die Schublade", "lege den Löffel auf den Tisch"],
@@ -35,7 +42,7 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("text", ENGLISH)
+@pytest.mark.parametrize("text", [*ENGLISH, *INSTRUCTIONS.values()])
 def test_english_instructions_are_left_alone(text):
     assert foreign_language(text) is None and not is_empty(text)
 
