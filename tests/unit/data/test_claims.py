@@ -5,27 +5,20 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import mimicvideo.data.latents as latents_module
 from mimicvideo.data.claims import Claims
 from mimicvideo.data.latents import LatentCache
 from mimicvideo.data.lerobot import LeRobotEpisodes
-from mimicvideo.data.window import Window
+from tests.cache_writer import WINDOW, encode, fill
 from tests.synthetic_episodes import by_writer
 
-WINDOW = Window(observed=1, future=4)
-FORK = multiprocessing.get_context("fork")
-
-
-def encode(video: Tensor) -> Tensor:
-    return video[:, ::4].float().mean((2, 3)).permute(0, 2, 1)[..., None, None]
+SPAWN = multiprocessing.get_context("spawn")  # a process whose parent has used several threads may hang after a fork
 
 
 @pytest.fixture
@@ -34,25 +27,9 @@ def reader(tmp_path: Path) -> LeRobotEpisodes:
     return LeRobotEpisodes(tmp_path / "d")
 
 
-def fill(folder: Path, reader: LeRobotEpisodes, delay: float, die_at: int | None = None) -> None:
-    """What each process does; `done-PID` says which windows it encoded."""
-    done = 0
-
-    def slowly(video: Tensor) -> Tensor:
-        nonlocal done
-        time.sleep(delay)
-        if done == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        done += 1
-        return encode(video)
-
-    cache = LatentCache(folder / "cache", reader, WINDOW, "vae")
-    cache.encode(cache.missing(reader.episodes), slowly, progress=False)
-    (folder / f"done-{os.getpid()}").write_text(json.dumps(done))
-
-
 def run(folder: Path, reader: LeRobotEpisodes, *arguments: tuple[Any, ...]) -> list[int | None]:
-    processes = [FORK.Process(target=fill, args=(folder, reader, *given)) for given in arguments]
+    start = SPAWN.Barrier(len(arguments))
+    processes = [SPAWN.Process(target=fill, args=(folder, reader, start, *given)) for given in arguments]
     for process in processes:
         process.start()
     for process in processes:
@@ -84,12 +61,8 @@ def test_what_a_killed_writer_had_claimed_is_done_by_the_other(tmp_path: Path, r
     check(tmp_path, reader)
 
 
-def test_a_disk_without_locks_grants_everything(tmp_path: Path, reader: LeRobotEpisodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("mimicvideo.data.claims.fcntl.flock", refuse)
-    assert run(tmp_path, reader, (0.05,), (0.05,)) == [0, 0]
+def test_a_disk_without_locks_grants_everything(tmp_path: Path, reader: LeRobotEpisodes) -> None:
+    assert run(tmp_path, reader, (0.05, None, False), (0.05, None, False)) == [0, 0]
     check(tmp_path, reader)
 
 

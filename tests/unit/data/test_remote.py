@@ -90,7 +90,7 @@ def test_the_cache_is_bounded_and_drops_what_was_not_used_for_longest(tmp_path: 
     for number in (0, 1, 0, 2):
         reader.frames(reader.episodes[number], [4])
         assert names[number] in copies(tmp_path) and used(tmp_path) <= limit
-        time.sleep(0.01)  # file systems count time in steps
+        time.sleep(0.1)  # file systems count time in steps
     assert names[1] not in copies(tmp_path), "0 was used after 1"
     assert copies(tmp_path, ".parquet"), "tables stay"
     again = open_episodes(URL)
