@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from mimicvideo.hashes import file_sha256
+
 
 class CheckpointNotSavedError(OSError):
     """The disk took no new checkpoint; those written before are as they were."""
@@ -106,12 +108,6 @@ def verify_checkpoint(path: str | Path) -> str:
 def sidecar(path: str | Path) -> Path:
     """Where the hash of a checkpoint is recorded, in the format of `sha256sum`."""
     return Path(f"{path}.sha256")
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

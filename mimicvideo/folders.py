@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mimicvideo.checkpoint import DamagedCheckpointError, file_sha256
+from mimicvideo.checkpoint import DamagedCheckpointError
+from mimicvideo.hashes import file_sha256
 
 MANIFEST = "manifest.json"
 

@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=450)
     parser.add_argument("--scale", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.lerobot = arguments.lerobot.resolve()
     torch.set_num_threads(1)
     if arguments.scale:
         print(json.dumps(open_synthetic(*arguments.scale)))

@@ -1,19 +1,12 @@
-"""SHA-256 of files, computed once per process and state of the file."""
+"""SHA-256 of a dataset's files, which may have to be fetched first."""
 
-import functools
-import hashlib
 from pathlib import Path
 
 from mimicvideo.data.remote import fetched
+from mimicvideo.hashes import known_sha256
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, as hexadecimal digits."""
-    stat = fetched(path).stat()
-    return _file_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.cache
-def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's content, as hexadecimal digits; computed once per process and state of the file."""
+    fetched(path)
+    return known_sha256(path)

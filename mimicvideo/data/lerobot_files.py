@@ -1,6 +1,5 @@
 """The files of a LeRobotDataset v3.0 that hold no video: tables and JSON."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -49,12 +48,6 @@ def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, and the folders that lead to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def umask() -> int:

@@ -22,8 +22,9 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, UInt8
 
 from mimicvideo.data.feature_statistics import of_histogram, of_values
-from mimicvideo.data.lerobot_files import columns_table, sha256, tasks_table, umask, write_json, write_table
+from mimicvideo.data.lerobot_files import columns_table, tasks_table, umask, write_json, write_table
 from mimicvideo.data.video_encoding import EncodedVideo, VideoCodec, encode_video
+from mimicvideo.hashes import file_sha256
 
 FORMAT = "v3.0"  # of LeRobotDataset
 VERSION = 1  # of meta/mimicvideo.json
@@ -201,7 +202,9 @@ class LeRobotWriter:
                 **generator,
                 "packages": {name: found for name in PACKAGES if (found := _version(name))},
                 "files": {
-                    path.relative_to(self.folder).as_posix(): sha256(path) for path in sorted(self.folder.rglob("*.*")) if path.is_file()
+                    path.relative_to(self.folder).as_posix(): file_sha256(path)
+                    for path in sorted(self.folder.rglob("*.*"))
+                    if path.is_file()
                 },
             }
             write_json(self.folder / "meta/mimicvideo.json", about)

@@ -24,6 +24,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from mimicvideo.folders import replacing
+from mimicvideo.hashes import known_sha256
 from mimicvideo.sharding import gathered, is_writer, parameters, placed_like
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video.adaptation import Frozen, fuse, inject, injected_config, target_layers
@@ -159,7 +160,7 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
             save_file(lora, new / TENSORS, {LORA_ADAPTER_METADATA_KEY: json.dumps(header)})
         if whole:
             save_file(whole, new / "full_weights.safetensors", {"format": "pt"})
-        files = {path.name: weights.file_hash(path) for path in sorted(new.iterdir())}
+        files = {path.name: known_sha256(path) for path in sorted(new.iterdir())}
         (new / weights.MANIFEST).write_text(json.dumps({**state["config"], "sha256": files}, indent=2) + "\n")
 
 
@@ -202,7 +203,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing, though {weights.MANIFEST} lists it: copy the whole adapter folder again")
-        if weights.file_hash(path) != recorded:
+        if known_sha256(path) != recorded:
             raise ValueError(f"{path} is truncated or damaged: its SHA-256 differs from the one in {weights.MANIFEST}; copy it again")
         if path.suffix == ".safetensors":
             tensors |= weights.read_safetensors(path)

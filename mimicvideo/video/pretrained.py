@@ -1,6 +1,5 @@
 """Where pretrained weights come from: a name becomes a folder, its files become checked modules and SHA-256 hashes."""
 
-import functools
 import hashlib
 import json
 import re
@@ -13,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from mimicvideo.hashes import known_sha256
 
 Module = TypeVar("Module", bound=nn.Module)
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
@@ -225,26 +226,14 @@ def _check_manifest(folder: Path, files: list[Path]) -> None:
     recorded = read_json(manifest)["sha256"]
     for file in files:
         name = file.relative_to(folder.parent).as_posix()
-        if recorded.get(name) != file_hash(file):
+        if recorded.get(name) != known_sha256(file):
             raise ValueError(f"{file} differs from the SHA-256 that {manifest} records for it: copy or download it again")
 
 
 def write_manifest(folder: Path) -> None:
     """Records the SHA-256 of every safetensors file below `folder` in its manifest.json."""
-    hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in sorted(folder.rglob("*.safetensors"))}
+    hashes = {path.relative_to(folder).as_posix(): known_sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
     (folder / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=2) + "\n")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, computed once per process and state of the file."""
-    stat = path.stat()
-    return _file_hash(path.resolve(), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def component_hash(folder: Path, *, with_weights: bool = True) -> str:
@@ -253,7 +242,7 @@ def component_hash(folder: Path, *, with_weights: bool = True) -> str:
     config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "transformers_version")}
     parts = [json.dumps(config, sort_keys=True)]
     if with_weights:
-        parts += [file_hash(path) for path in weight_files(folder)]
+        parts += [known_sha256(path) for path in weight_files(folder)]
     return text_hash(*parts)
 
 
@@ -262,7 +251,7 @@ def tokenizer_hash(folder: Path) -> str:
     files = [folder / name for name in ("tokenizer.json", "spiece.model") if (folder / name).is_file()]
     if not files:
         raise FileNotFoundError(f"{folder} holds no tokenizer: expected tokenizer.json or spiece.model")
-    return text_hash(*(file_hash(path) for path in files))
+    return text_hash(*(known_sha256(path) for path in files))
 
 
 def tensor_hash(tensor: Tensor) -> str:

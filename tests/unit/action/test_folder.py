@@ -13,9 +13,10 @@ from mimicvideo.action import load
 from mimicvideo.action.folder import read_policy, verify_policy, write_policy_folder
 from mimicvideo.action.load import export_policy, load_policy
 from mimicvideo.action.state import IncompatibleCheckpointError
-from mimicvideo.checkpoint import DamagedCheckpointError, file_sha256
+from mimicvideo.checkpoint import DamagedCheckpointError
 from mimicvideo.folders import write_manifest
 from mimicvideo.functions import run_function
+from mimicvideo.hashes import file_sha256
 from mimicvideo.planning import load_contract
 from mimicvideo.video.adaptation import Lora
 from mimicvideo.video.cosmos_predict import CosmosPredict

@@ -279,7 +279,7 @@ def _full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("place", ["write_table", "write_json", "sha256", "encode_video"])
+@pytest.mark.parametrize("place", ["write_table", "write_json", "file_sha256", "encode_video"])
 def test_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch, place):
     monkeypatch.setattr(module, place, _full)
     with pytest.raises(OSError, match=r"set: the disk is full; nothing was left behind") as caught:

@@ -11,6 +11,7 @@ import torch
 from diffusers import CosmosTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from mimicvideo.hashes import known_sha256
 from mimicvideo.video import pretrained
 from mimicvideo.video.adaptation import Lora
 from mimicvideo.video.cosmos_predict import CosmosPredict
@@ -203,10 +204,10 @@ def test_sharded_weights_load(build, trio: Path, own_trio: Path) -> None:
 def test_file_hash_notices_a_change(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"one")
-    first = pretrained.file_hash(path)
+    first = known_sha256(path)
     assert first == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
     path.write_bytes(b"other")
-    assert pretrained.file_hash(path) != first
+    assert known_sha256(path) != first
 
 
 def test_backbone_runs_without_torchvision(trio: Path) -> None:
