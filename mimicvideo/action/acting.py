@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mimicvideo import flow
 from mimicvideo.action.decoder import ActionDecoder, PreparedContext
+from mimicvideo.action.tokens import COMPILED
 from mimicvideo.execution import FEW_QUERIES, CudaGraphs, attention_kernels, fingerprint, lasting
 
 
@@ -101,8 +102,9 @@ class ActionSampler:
 
     def _new_twin(self) -> ActionDecoder:
         twin = copy.deepcopy(self.decoder).requires_grad_(False).eval()
-        for name in ("_velocity", "_project"):  # compiled for training, these would be the original's
-            vars(twin).pop(name, None)
+        for part in twin.modules():  # compiled for training, these would be the original's
+            for name in COMPILED:
+                vars(part).pop(name, None)
         if self.acting.dtype == "bfloat16":
             for layer in twin.modules():
                 if isinstance(layer, nn.Linear):  # its matrix alone: biases also enter sums in fp32, and autocast rounds them itself
@@ -122,7 +124,10 @@ def integrate(
 ) -> Float[Tensor, "batch horizon action_dim"]:
     """The action flow from `noise` at tau 1 to 0 in `num_steps` Euler steps, normalised units; the decoder is to be in evaluation mode."""
 
-    def velocity(actions: Tensor, tau: Tensor) -> Tensor:
-        return decoder(actions, tau.expand(actions.shape[0]), context, tau_video, proprio)
+    samples, taus = noise.shape[0], torch.linspace(1, 0, num_steps + 1, device=noise.device)
+    times = iter(decoder.prepare_times(taus[:-1].repeat_interleave(samples), tau_video.repeat(num_steps)).split(samples))
 
-    return flow.integrate(velocity, noise, torch.linspace(1, 0, num_steps + 1, device=noise.device))
+    def velocity(actions: Tensor, tau: Tensor) -> Tensor:
+        return decoder(actions, tau.expand(samples), context, tau_video, proprio, times=next(times))
+
+    return flow.integrate(velocity, noise, taus)

@@ -51,6 +51,21 @@ class PreparedContext:
     values: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class PreparedTimes:
+    """What a decoder needs of its samples' noise levels: it does not depend on the actions, so that all steps share one computation.
+
+    Attributes:
+        vectors: One tensor per block of the decoder and one for its head, (samples, ...) each.
+    """
+
+    vectors: tuple[Tensor, ...]
+
+    def split(self, samples: int) -> list["PreparedTimes"]:
+        """Parts of `samples` samples each, in their order."""
+        return [PreparedTimes(parts) for parts in zip(*(vectors.split(samples) for vectors in self.vectors), strict=True)]
+
+
 class ActionDecoder(nn.Module, ABC):
     """v(A_tau, proprio, hidden states, tau_action, tau_video) = noise - clean, in normalised action units."""
 
@@ -68,6 +83,10 @@ class ActionDecoder(nn.Module, ABC):
         """
 
     @abstractmethod
+    def prepare_times(self, tau_action: Float[Tensor, " samples"], tau_video: Float[Tensor, " samples"]) -> PreparedTimes:
+        """What `forward` needs of these noise levels: an integration asks once for all its steps."""
+
+    @abstractmethod
     def forward(
         self,
         actions: Float[Tensor, "samples horizon action_dim"],
@@ -76,6 +95,7 @@ class ActionDecoder(nn.Module, ABC):
         tau_video: Float[Tensor, " samples"],
         proprio: Float[Tensor, "samples history proprio_dim"],
         generator: Generators = None,
+        times: PreparedTimes | None = None,
     ) -> Float[Tensor, "samples horizon action_dim"]:
         """The velocity at noise level `tau_action`.
 
@@ -87,6 +107,7 @@ class ActionDecoder(nn.Module, ABC):
             tau_video: Noise level at which the hidden states were taken, in [0, 1].
             proprio: Normalised proprioception.
             generator: CPU generator for what is random in training, the proprio mask; or one for each sample of the batch.
+            times: From `prepare_times` for the same levels; None computes them.
         """
 
     def compile_blocks(self) -> None:

@@ -1,5 +1,6 @@
 """DiTDecoder: the paper's flow-matching transformer, which cross-attends to one context of the video model's hidden states."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from jaxtyping import Float
@@ -10,11 +11,11 @@ from mimicvideo.action.context import BlockContext, ContextFactory
 from mimicvideo.action.decoder import DecoderShape
 from mimicvideo.action.layers import EPSILON, linear
 from mimicvideo.action.time_embedding import Modulation
-from mimicvideo.action.tokens import Head, TokenDecoder, modulate, per_token
+from mimicvideo.action.tokens import Head, ModulatedBlock, TokenDecoder, modulate, per_token
 
 
-class Block(nn.Module):
-    """Cross-attention, self-attention, MLP; each x <- x + gate * sublayer(LN(x) * (1 + scale) + shift)."""
+class Block(ModulatedBlock):
+    """Cross-attention, self-attention, MLP."""
 
     def __init__(self, width: int, context_dim: int, heads: int, mlp_ratio: float, adaln_dim: int) -> None:
         super().__init__()
@@ -26,14 +27,14 @@ class Block(nn.Module):
         self.self_modulation = Modulation(width, adaln_dim, parts=3)
         self.mlp_modulation = Modulation(width, adaln_dim, parts=3)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, shared: Tensor, embedding: Tensor, history: int) -> Tensor:
-        length = x.shape[1]
-        shift, scale, gate = per_token(self.cross_modulation(shared, embedding), history, length)
+    def modulations(self) -> Sequence[nn.Module]:
+        return self.cross_modulation, self.self_modulation, self.mlp_modulation
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, vectors: Float[Tensor, "samples 2 parts width"], history: int) -> Tensor:
+        shift, scale, gate, self_shift, self_scale, self_gate, mlp_shift, mlp_scale, mlp_gate = per_token(vectors, history, x.shape[1])
         x = x + gate * self.cross_attention(modulate(x, shift, scale), keys, values)
-        shift, scale, gate = per_token(self.self_modulation(shared, embedding), history, length)
-        x = x + gate * self.self_attention(modulate(x, shift, scale))
-        shift, scale, gate = per_token(self.mlp_modulation(shared, embedding), history, length)
-        return x + gate * self.mlp(modulate(x, shift, scale))
+        x = x + self_gate * self.self_attention(modulate(x, self_shift, self_scale))
+        return x + mlp_gate * self.mlp(modulate(x, mlp_shift, mlp_scale))
 
 
 class DiTDecoder(TokenDecoder):

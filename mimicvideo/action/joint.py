@@ -1,5 +1,6 @@
 """JointDecoder: a mixture of transformers, whose layers attend to video blocks and to the actions in one softmax."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from jaxtyping import Float
@@ -10,11 +11,11 @@ from mimicvideo.action.context import block_norms
 from mimicvideo.action.decoder import DecoderShape
 from mimicvideo.action.layers import linear
 from mimicvideo.action.time_embedding import Modulation
-from mimicvideo.action.tokens import Head, TokenDecoder, modulate, per_token
+from mimicvideo.action.tokens import Head, ModulatedBlock, TokenDecoder, modulate, per_token
 
 
-class JointBlock(nn.Module):
-    """Joint attention, MLP; each x <- x + gate * sublayer(LN(x) * (1 + scale) + shift)."""
+class JointBlock(ModulatedBlock):
+    """Joint attention, MLP."""
 
     def __init__(self, width: int, context_dim: int, heads: int, mlp_ratio: float, adaln_dim: int) -> None:
         super().__init__()
@@ -24,11 +25,13 @@ class JointBlock(nn.Module):
         self.attention_modulation = Modulation(width, adaln_dim, parts=3)
         self.mlp_modulation = Modulation(width, adaln_dim, parts=3)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, shared: Tensor, embedding: Tensor, history: int) -> Tensor:
-        shift, scale, gate = per_token(self.attention_modulation(shared, embedding), history, x.shape[1])
+    def modulations(self) -> Sequence[nn.Module]:
+        return self.attention_modulation, self.mlp_modulation
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, vectors: Float[Tensor, "samples 2 parts width"], history: int) -> Tensor:
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = per_token(vectors, history, x.shape[1])
         x = x + gate * self.attention(modulate(x, shift, scale), keys, values)
-        shift, scale, gate = per_token(self.mlp_modulation(shared, embedding), history, x.shape[1])
-        return x + gate * self.mlp(modulate(x, shift, scale))
+        return x + mlp_gate * self.mlp(modulate(x, mlp_shift, mlp_scale))
 
 
 class JointDecoder(TokenDecoder):

@@ -1,7 +1,8 @@
 """TokenDecoder: what decoders over the tokens [proprio, actions] share: embedders, times, proprio mask, head, compilation."""
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +10,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mimicvideo.action.attention import CrossAttention, JointAttention
-from mimicvideo.action.decoder import ActionDecoder, DecoderShape, PreparedContext
+from mimicvideo.action.decoder import ActionDecoder, DecoderShape, PreparedContext, PreparedTimes
 from mimicvideo.action.layers import EPSILON, TokenEmbedder, linear, truncated_normal_
 from mimicvideo.action.time_embedding import Modulation, PairTimeEmbedding
 from mimicvideo.flow import expand_like
 from mimicvideo.noise import Generators, joined
 
+COMPILED = (
+    "_velocity",
+    "_project",
+    "_vectors",
+    "forward",
+    "vectors",
+    "keys_and_values",
+)  # methods that `compile` and `compile_blocks` replace
 PROPRIO_TAU = 1e-3  # the flow time of proprio tokens, which are never noised: official `world2action_dit.py`
 
 
@@ -26,9 +35,29 @@ class Head(nn.Module):
         self.modulation = Modulation(width, adaln_dim, parts=2)
         self.to_velocity = linear(width, action_dim)
 
-    def forward(self, x: Tensor, shared: Tensor, embedding: Tensor, history: int) -> Tensor:
-        shift, scale = per_token(self.modulation(shared, embedding), history, x.shape[1])
+    def vectors(self, shared: Tensor, embedding: Tensor) -> Float[Tensor, "samples 2 parts width"]:
+        """Shift and scale."""
+        return stacked([self.modulation], shared, embedding)
+
+    def forward(self, x: Tensor, vectors: Float[Tensor, "samples 2 parts width"], history: int) -> Tensor:
+        shift, scale = per_token(vectors, history, x.shape[1])
         return self.to_velocity(modulate(x, shift, scale))
+
+
+class ModulatedBlock(nn.Module):
+    """A block whose sublayers are each x <- x + gate * sublayer(LN(x) * (1 + scale) + shift)."""
+
+    @abstractmethod
+    def modulations(self) -> Sequence[nn.Module]:
+        """One `Modulation` of three parts for each sublayer, in the order in which they run."""
+
+    def vectors(self, shared: Tensor, embedding: Tensor) -> Float[Tensor, "samples 2 parts width"]:
+        """Shift, scale and gate of every sublayer."""
+        return stacked(self.modulations(), shared, embedding)
+
+    @abstractmethod
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, vectors: Float[Tensor, "samples 2 parts width"], history: int) -> Tensor:
+        """The tokens after the block. `vectors` are its own, the first for proprio tokens, the second for action tokens."""
 
 
 class TokenDecoder(ActionDecoder):
@@ -48,7 +77,7 @@ class TokenDecoder(ActionDecoder):
         ValueError: If the heads do not divide the width, the width is odd, or a size is < 1.
     """
 
-    blocks: nn.ModuleList  # each called as block(x, keys, values, shared, embedding, history)
+    blocks: nn.ModuleList  # of ModulatedBlock
     head: Head
 
     def __init__(self, shape: DecoderShape, width: int, depth: int, heads: int, adaln_dim: int, proprio_mask_probability: float) -> None:
@@ -86,6 +115,7 @@ class TokenDecoder(ActionDecoder):
         tau_video: Float[Tensor, " samples"],
         proprio: Float[Tensor, "samples history proprio_dim"],
         generator: Generators = None,
+        times: PreparedTimes | None = None,
     ) -> Float[Tensor, "samples horizon action_dim"]:
         samples = actions.shape[0]
         if samples % context.batch:
@@ -95,17 +125,24 @@ class TokenDecoder(ActionDecoder):
             masked = (masked < self.proprio_mask_probability).to(actions.device)
         else:
             masked = torch.zeros(samples, dtype=torch.bool, device=actions.device)
-        return self._velocity(actions, tau_action, context.keys, context.values, tau_video, proprio, masked)
+        times = times or self.prepare_times(tau_action, tau_video)
+        return self._velocity(actions, tau_action, context.keys, context.values, times.vectors, proprio, masked)
+
+    def prepare_times(self, tau_action: Float[Tensor, " samples"], tau_video: Float[Tensor, " samples"]) -> PreparedTimes:
+        """Shifts, scales and gates of every block and of the head."""
+        return PreparedTimes(self._vectors(tau_action, tau_video))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`torch.compile` of everything but the random draw, whose generator the compiler does not take."""
         self._velocity = torch.compile(self._velocity, *args, **kwargs)
         self._project = torch.compile(self._project, *args, **kwargs)
+        self._vectors = torch.compile(self._vectors, *args, **kwargs)
 
     def compile_blocks(self) -> None:
-        """Blocks, and their keys and values of the context: each compiled once, since all blocks share their code."""
-        for block in self.blocks:
+        """Blocks, their shifts, scales and gates, and their keys and values: each compiled once, since all blocks share their code."""
+        for block in cast(list[ModulatedBlock], self.blocks):
             block.forward = torch.compile(block.forward, dynamic=False)
+            block.vectors = torch.compile(block.vectors, dynamic=False)
             for part in block.modules():
                 if isinstance(part, CrossAttention | JointAttention):
                     part.keys_and_values = torch.compile(part.keys_and_values, dynamic=False)
@@ -120,7 +157,7 @@ class TokenDecoder(ActionDecoder):
         tau_action: Float[Tensor, " samples"],
         keys: tuple[Tensor, ...],
         values: tuple[Tensor, ...],
-        tau_video: Float[Tensor, " samples"],
+        vectors: tuple[Tensor, ...],
         proprio: Float[Tensor, "samples history proprio_dim"],
         masked: Bool[Tensor, " samples"],
     ) -> Float[Tensor, "samples horizon action_dim"]:
@@ -130,13 +167,16 @@ class TokenDecoder(ActionDecoder):
         proprio_tokens = self.embed_proprio(proprio)
         proprio_tokens = torch.where(masked[:, None, None], self.proprio_mask_token.to(proprio_tokens.dtype), proprio_tokens)
         x = torch.cat([proprio_tokens, action_tokens], dim=1) + self.positions
+        *of_blocks, of_head = vectors
+        for block, k, v, own in zip(self.blocks, keys, values, of_blocks, strict=True):
+            x = block(x, k, v, own, history)
+        return self.head(x, of_head, history)[:, history:].to(actions.dtype)
 
+    def _vectors(self, tau_action: Float[Tensor, " samples"], tau_video: Float[Tensor, " samples"]) -> tuple[Tensor, ...]:
         # All proprio tokens have one time and all action tokens another: two embeddings per sample serve every token.
         times = torch.stack([torch.full_like(tau_action, PROPRIO_TAU), tau_action], dim=1)
         shared, embedding = self.time(times, tau_video)
-        for block, k, v in zip(self.blocks, keys, values, strict=True):
-            x = block(x, k, v, shared, embedding, history)
-        return self.head(x, shared, embedding, history)[:, history:].to(actions.dtype)
+        return tuple(cast(ModulatedBlock | Head, part).vectors(shared, embedding) for part in (*self.blocks, self.head))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -144,6 +184,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPSILON) * (1 + scale) + shift
 
 
-def per_token(vectors: tuple[Tensor, ...], history: int, length: int) -> list[Tensor]:
-    """(samples, 2, width) -> (samples, length, width): the first vector for proprio tokens, the second for action tokens."""
-    return [torch.cat([vector[:, :1].expand(-1, history, -1), vector[:, 1:].expand(-1, length - history, -1)], dim=1) for vector in vectors]
+def stacked(modulations: Sequence[nn.Module], shared: Tensor, embedding: Tensor) -> Float[Tensor, "samples 2 parts width"]:
+    """The parts of all `modulations`, one after the other."""
+    return torch.stack([part for modulation in modulations for part in modulation(shared, embedding)], dim=2)
+
+
+def per_token(vectors: Float[Tensor, "samples 2 parts width"], history: int, length: int) -> tuple[Tensor, ...]:
+    """Each part as (samples, length, width): the first vector for proprio tokens, the second for action tokens."""
+    counts = (history, length - history)
+    return torch.cat(
+        [vector[:, None].expand(-1, count, -1, -1) for vector, count in zip(vectors.unbind(1), counts, strict=True)], 1
+    ).unbind(2)

@@ -27,7 +27,11 @@ def lora_step(bench: Bench, effort: Effort, save: Save) -> Row:
     """Forward, backward, clipping and AdamW on one sample of cached latents, the paper's LoRA and full AdaLN."""
     size = bench.size
     row = Row(
-        "lora_step", f"stage-1 step, {size.clip().tokens} tokens, {size.transformer['num_layers']} blocks", goal_ms=700, accept_ms=820
+        "lora_step",
+        f"stage-1 step, {size.clip().tokens} tokens, {size.transformer['num_layers']} blocks",
+        goal_ms=700,
+        accept_ms=820,
+        save=save,
     )
     adaptation = Lora(rank=size.lora_rank, alpha=size.lora_alpha)
     backbone = bench.backbone(adaptation, gradient_checkpointing=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from mimicvideo.execution import CudaGraphs, Execution, fingerprint
+from mimicvideo.execution import Execution
 from mimicvideo.video import adapter as adapters
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video import wan
@@ -119,7 +119,7 @@ class CosmosPredict(VideoBackbone):
             ValueError: If the transformer has parts that a faster execution does not cover.
         """
         self._fast = None if execution is None else FastTransformer(self.transformer, execution, self.checkpointing)
-        self._vae_graphs = CudaGraphs() if execution is not None and execution.cuda_graphs else None
+        self._encode = partial(wan.encode_moments, self.vae) if execution is None else wan.FastEncoder(self.vae, execution)
 
     def _load_vae(self) -> AutoencoderKLWan:
         return weights.load_module(AutoencoderKLWan, self.folder / "vae", self.dtype)
@@ -177,19 +177,15 @@ class CosmosPredict(VideoBackbone):
         frames, height, width = video.shape[1:4]
         check_clip_size(frames, height, width, self.transformer.config["patch_size"][1])
         chunk, whole = self._chunk(frames * height * width)
-        encode = self._encode_whole if whole else lambda vae, pixels: vae.encode(pixels).latent_dist.parameters
+        vae: Any = self.vae
+        encode = self._encode if whole else lambda pixels: vae.encode(pixels).latent_dist.parameters
         latents = []
         for part in video.split(chunk):
             pixels = part.to(self.device).movedim(-1, 1).float() / 127.5 - 1
             with torch.autocast(self.device.type, enabled=False):  # cached latents must equal those made on the way
-                latents.append(encode(self.vae, pixels.to(self.vae.dtype)).float().chunk(2, dim=1)[0])
+                latents.append(encode(pixels.to(vae.dtype)).float().chunk(2, dim=1)[0])
         mean, std = self._latent_statistics()
         return (torch.cat(latents) - mean) / std
-
-    def _encode_whole(self, vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
-        if self._vae_graphs is None or len(pixels) > 1:  # launches, which a graph saves, count for one clip alone
-            return wan.encode_moments(vae, pixels)
-        return self._vae_graphs(fingerprint([vae], values=False), partial(wan.encode_moments, vae), pixels)
 
     @torch.no_grad()
     def decode_video(

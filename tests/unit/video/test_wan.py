@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from mimicvideo.execution import Execution
 from mimicvideo.video import wan
 
 
@@ -31,6 +32,27 @@ def test_passes_equal_diffusers(frames: int, layout: list[bool]) -> None:
             torch.testing.assert_close(wan.decode_pixels(model, latents).clamp(-1, 1), decoded, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(model.encode(pixels).latent_dist.parameters, moments, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(model.decode(latents).sample, decoded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("clips", [1, 2])
+def test_fast_encoder_is_the_plain_one(clips: int) -> None:
+    vae = small_vae().double()
+    pixels = torch.rand(clips, 3, 9, 16, 24, dtype=torch.float64) * 2 - 1
+    with torch.no_grad():
+        moments = wan.FastEncoder(vae, Execution(compile=None))(pixels)
+        torch.testing.assert_close(moments, wan.encode_moments(vae, pixels), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_compiled_encoder_is_the_plain_one_again_and_again() -> None:
+    vae = small_vae().cuda()
+    encoder = wan.FastEncoder(vae, Execution())
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        for frames in (5, 1, 5):
+            for _ in range(2):
+                pixels = torch.rand(1, 3, frames, 32, 48, device="cuda") * 2 - 1
+                torch.testing.assert_close(encoder(pixels), wan.encode_moments(vae, pixels), rtol=1e-3, atol=1e-4)
+    assert encoder.graphs is not None and len(encoder.graphs) == 2
 
 
 def test_gradients_equal_diffusers() -> None:
