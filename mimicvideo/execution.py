@@ -1,7 +1,7 @@
 """How networks run, not what they compute: the choice for a video model, the order of attention kernels, and CUDA graphs."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,10 +51,58 @@ def attention_kernels(device: torch.device, order: tuple[SDPBackend, ...] = MANY
     return sdpa_kernel(list(order), set_priority=True) if device.type == "cuda" else nullcontext()
 
 
-def fingerprint(modules: Iterable[nn.Module], values: bool = True) -> Hashable:
-    """Changes whenever a weight of `modules` is moved or replaced and, if `values`, whenever one is written to."""
-    weights = [weight for module in modules for weight in module.parameters()]
+class Weights:
+    """All weights of some modules, each once, in the order of `parameters()`. The modules are walked through anew only when one of
+    them was added, replaced or removed: in a model of thousands of layers a walk takes longer than the launch of its CUDA graph.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self._modules = modules
+        self._tree: list[tuple[dict[str, Any], tuple[Any, ...]]] = []  # each module's children, and who they were
+        self._owners: list[dict[str, nn.Parameter | None]] = []
+
+    def __call__(self) -> list[nn.Parameter]:
+        if not self._tree or any(tuple(children.values()) != known for children, known in self._tree):
+            parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
+            self._tree = [(part._modules, tuple(part._modules.values())) for part in parts]
+            self._owners = [part._parameters for part in parts if part._parameters]
+        return list(dict.fromkeys(weight for owner in self._owners for weight in owner.values() if weight is not None))
+
+
+def fingerprint(weights: Iterable[Tensor], values: bool = True) -> Hashable:
+    """Changes whenever one of `weights` is moved or replaced and, if `values`, whenever one is written to."""
     return tuple((weight.data_ptr(), weight._version if values else 0) for weight in weights)
+
+
+class Twin:
+    """A copy of a network that may be laid out otherwise, and whose weights follow the original's.
+
+    They follow in place, where a captured graph reads them. Only when the original's device or dtype changes is a new copy made.
+
+    Args:
+        originals: Whose weights are followed.
+        make: Returns the copy, whose parameters are the originals' in their order.
+    """
+
+    def __init__(self, originals: Sequence[nn.Module], make: Callable[[], Any]) -> None:
+        self._weights, self._make = Weights(*originals), make
+        self.made = 0  # how many copies: what was captured of one is of no use to the next
+        self._twin: Any = None
+        self._place: Hashable = None
+        self._taken: Hashable = None
+
+    def __call__(self) -> Any:
+        """The copy, with the present weights."""
+        weights = self._weights()
+        place, version = (weights[0].device, weights[0].dtype), fingerprint(weights)
+        with lasting():
+            if self._twin is None or self._place != place:
+                self._twin, self._place, self.made = self._make(), place, self.made + 1
+            elif self._taken != version:
+                for mine, given in zip(self._twin.parameters(), weights, strict=True):
+                    mine.copy_(given)
+        self._taken = version
+        return self._twin
 
 
 @dataclass

@@ -1,19 +1,19 @@
 """How a trained policy acts: the decoder's precision and launches, and how much of the future the video model is shown."""
 
 import copy
-from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from mimicvideo import flow
 from mimicvideo.action.decoder import ActionDecoder, PreparedContext
 from mimicvideo.action.tokens import COMPILED
-from mimicvideo.execution import FEW_QUERIES, CudaGraphs, attention_kernels, fingerprint, lasting
+from mimicvideo.execution import FEW_QUERIES, CudaGraphs, Twin, attention_kernels
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,34 @@ class Acting:
         cuda_graphs: Replay context and all integration steps as one CUDA graph, captured anew for each shape. Ignored off GPU.
         future_latents: Latent frames after the observed ones that the video model is shown. None is the whole clip, as in training;
             fewer is faster and not exact, 0 leaves the observed frames alone.
+        size: Height and width to which pictures are shrunk before they are encoded: also faster and not exact. None keeps theirs.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     cuda_graphs: bool = True
     future_latents: int | None = None
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"acting.dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.future_latents is not None and self.future_latents < 0:
             raise ValueError(f"acting.future_latents must not be negative, got {self.future_latents}")
+
+    def shrunk(self, video: UInt8[Tensor, "batch frames height width 3"]) -> UInt8[Tensor, "batch frames height width 3"]:
+        """The pictures in `size`.
+
+        Raises:
+            ValueError: If that is larger than they are.
+        """
+        height, width = video.shape[2:4]
+        if self.size is None or self.size == (height, width):
+            return video
+        if self.size[0] > height or self.size[1] > width:
+            raise ValueError(f"acting.size {list(self.size)} is larger than this policy's pictures of {height} x {width}: set it to null")
+        pixels = F.interpolate(video.flatten(0, 1).movedim(-1, 1).float(), self.size, mode="bilinear", antialias=True)
+        return pixels.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).unflatten(0, video.shape[:2])
 
     def z_frames(self, observed: int, whole: int) -> int:
         """Latent frames that the video model is shown, of `whole` in a clip whose first `observed` are seen.
@@ -61,8 +77,7 @@ class ActionSampler:
     def __init__(self, decoder: ActionDecoder, acting: Acting, num_steps: int) -> None:
         self.decoder, self.acting, self.num_steps = decoder, acting, num_steps
         self.graphs = CudaGraphs()
-        self._twin: ActionDecoder | None = None
-        self._taken: Hashable = None
+        self._twin = Twin([decoder], self._new_twin)
 
     @torch.no_grad()
     def __call__(
@@ -73,7 +88,7 @@ class ActionSampler:
         noise: Float[Tensor, "batch horizon action_dim"],
     ) -> Float[Tensor, "batch horizon action_dim"]:
         """The action flow from `noise` at tau 1 to 0 in equal Euler steps; everything normalised."""
-        decoder = self._current()
+        decoder: ActionDecoder = self._twin()
 
         def sample(tau_video: Tensor, proprio: Tensor, noise: Tensor, *hidden: Tensor) -> Tensor:
             return integrate(decoder, decoder.prepare_context(*hidden), tau_video, proprio, noise, self.num_steps)
@@ -81,26 +96,15 @@ class ActionSampler:
         with self._precision(noise.device), attention_kernels(noise.device, FEW_QUERIES):
             if not self.acting.cuda_graphs:
                 return sample(tau_video, proprio, noise, *hidden)
-            return self.graphs(fingerprint([decoder], values=False), sample, tau_video, proprio, noise, *hidden)
+            return self.graphs(self._twin.made, sample, tau_video, proprio, noise, *hidden)
 
     def _precision(self, device: torch.device) -> AbstractContextManager:
         # Without autocast's cache: its copies of weights would be freed under a graph that reads them.
         bfloat16 = self.acting.dtype == "bfloat16"
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if bfloat16 else nullcontext()
 
-    def _current(self) -> ActionDecoder:
-        """The decoder, or a twin with its present weights: in evaluation mode, its matrices in `dtype` already."""
-        weights, version = list(self.decoder.parameters()), fingerprint([self.decoder])
-        with lasting():
-            if self._twin is None or next(self._twin.parameters()).device != weights[0].device:
-                self._twin = self._new_twin()
-            elif self._taken != version:
-                for mine, given in zip(self._twin.parameters(), weights, strict=True):
-                    mine.copy_(given)  # in place, where a captured graph reads them
-        self._taken = version
-        return self._twin
-
     def _new_twin(self) -> ActionDecoder:
+        """In evaluation mode, its matrices in `dtype` already."""
         twin = copy.deepcopy(self.decoder).requires_grad_(False).eval()
         for part in twin.modules():  # compiled for training, these would be the original's
             for name in COMPILED:

@@ -290,16 +290,17 @@ class ActionPolicy(LightningModule):
         Raises:
             ValueError: If the observation is not what the contract says, or the true future is needed and missing.
         """
-        video = check_observation(observation, self._contract).to(self.device)
+        acting = self.acting or Acting()
+        video = acting.shrunk(check_observation(observation, self._contract).to(self.device))
         clean = None
         if self.future.needs_video and future_video is not None:
             if future_video.shape[1] != self._contract["future"]:
                 raise ValueError(f"future_video has {future_video.shape[1]} frames, the contract says {self._contract['future']}")
-            clean = self.backbone.encode_video(torch.cat([video, future_video.to(self.device)], dim=1))
+            clean = self.backbone.encode_video(torch.cat([video, acting.shrunk(future_video.to(self.device))], dim=1))
         observed = clean if clean is not None else self.backbone.encode_video(video)
         condition = self._condition(observation["prompt"], observed)
         batch, z_channels, _, z_height, z_width = observed.shape
-        z_frames = self.z_frames if self.acting is None else self.acting.z_frames(self.z_observed, self.z_frames)
+        z_frames = acting.z_frames(self.z_observed, self.z_frames)
         noise = gaussian((batch, z_channels, z_frames, z_height, z_width), generator).to(self.device)
         action_noise = gaussian((batch, self.horizon, self.action_dim), generator).to(self.device)
         return self.act(condition, noise, clean, observation["proprio"], action_noise)

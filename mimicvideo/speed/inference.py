@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from mimicvideo.video.adaptation import Frozen
 from mimicvideo.video.random_weights import RandomCosmos
 
 TAU = 80 / 81  # the paper's level when acting
+PACED, PAUSE = "ours, half a second apart", 0.5  # as a robot asks, while it carries out the chunk before
 
 
 def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
@@ -47,6 +49,7 @@ def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
         backbone.execute(bench.execution())
         timing = measure(ours, bench.device, effort.calls, effort.warm_up, effort.seconds)
         row.add(Variant("ours", timing, work=work, agreement=difference(ours(), reference)), profiled=ours)
+        row.add(Variant(PACED, measure(ours, bench.device, min(effort.calls, 20), pause=PAUSE), work=work))
     return row
 
 
@@ -70,6 +73,7 @@ def chunk(bench: Bench, effort: Effort, save: Save) -> Row:
     policy.act_as(bench.acting())
     timing = measure(act, bench.device, effort.calls, effort.warm_up, effort.seconds)
     row.add(Variant("ours", timing, work=work, agreement=difference(act(), reference)), profiled=act)
+    row.add(Variant(PACED, measure(act, bench.device, min(effort.calls, 20), pause=PAUSE), work=work))
     row.notes["parts_ms"] = parts(bench, policy, observation, effort)
     return row
 
@@ -84,9 +88,11 @@ def realtime(bench: Bench, effort: Effort, save: Save) -> Row:
     action_noise = torch.randn(1, bench.size.horizon, bench.size.action_dim, generator=generator).to(bench.device)
     observed, whole = bench.size.z_observed, bench.size.z_frames
 
-    def chunk_from_given_noise(z_frames: int) -> Tensor:
-        condition = policy._condition(observation["prompt"], backbone.encode_video(observation["video"].to(bench.device)))
-        return policy.act(condition, noise[:, :, :z_frames], None, observation["proprio"], action_noise)
+    def chunk_from_given_noise(acting: Acting) -> Tensor:
+        video = acting.shrunk(observation["video"].to(bench.device))
+        condition = policy._condition(observation["prompt"], backbone.encode_video(video))
+        z_frames, z_height, z_width = acting.z_frames(observed, whole), video.shape[2] // 8, video.shape[3] // 8
+        return policy.act(condition, noise[:, :, :z_frames, :z_height, :z_width], None, observation["proprio"], action_noise)
 
     def act() -> Tensor:
         return policy.predict_actions(observation, generator=torch.Generator().manual_seed(0))
@@ -94,26 +100,26 @@ def realtime(bench: Bench, effort: Effort, save: Save) -> Row:
     fp8 = bench.device.type == "cuda" and torch.cuda.get_device_capability(bench.device) >= (8, 9)
     if not fp8:
         row.notes["skipped"] = f"FP8: {bench.device.type} has no such products"
-    settings: list[tuple[str, int | None, Execution]] = [("exact, whole clip", None, bench.execution())]
-    settings += [("0 future latents", 0, bench.execution())]
-    settings += [("0 future latents, FP8 by row", 0, bench.execution(fp8="row"))] * fp8
-    settings += [("0 future latents, FP8 by tensor", 0, bench.execution(fp8="tensor"))] * fp8
-    settings += [("2 future latents", 2, bench.execution())] * (observed + 2 < whole)
-    settings += [("whole clip, FP8 by row", None, bench.execution(fp8="row"))] * fp8
+    half = bench.size.height // 32 * 16, bench.size.width // 32 * 16  # pixels come in sixteens
+    by_row = bench.execution(fp8="row")
+    settings: list[tuple[str, Acting, Execution]] = [("exact, whole clip", bench.acting(), bench.execution())]
+    settings += [("0 future latents, half size", bench.acting(future_latents=0, size=half), bench.execution())]
+    settings += [("0 future latents, half size, FP8", bench.acting(future_latents=0, size=half), by_row)] * fp8
+    settings += [("0 future latents", bench.acting(future_latents=0), bench.execution())]
+    settings += [("0 future latents, FP8", bench.acting(future_latents=0), by_row)] * fp8
+    settings += [("2 future latents", bench.acting(future_latents=2), bench.execution())] * (observed + 2 < whole)
+    settings += [("whole clip, FP8", bench.acting(), by_row)] * fp8
     exact: Tensor | None = None
-    for name, future, execution in settings[: 1 + effort.ways]:
+    for name, acting, execution in settings[: 1 + effort.ways]:
         free(bench.device, compiled=False)
         backbone.execute(execution)
-        policy.act_as(bench.acting(future_latents=future))
-        z_frames = whole if future is None else observed + future
-        calls = effort.reference_calls if future is None else effort.calls
+        policy.act_as(acting)
+        calls = effort.calls if exact is not None else effort.reference_calls
         timing = measure(act, bench.device, calls, effort.warm_up, effort.seconds / 4)
-        actions = chunk_from_given_noise(z_frames)
+        actions = chunk_from_given_noise(acting)
         exact = actions if exact is None else exact
-        row.add(
-            Variant(name, timing, work=chunk_work(bench, policy, z_frames), agreement=difference(actions, exact)),
-            profiled=act if future == 0 else None,
-        )
+        work = chunk_work(shrunk_bench(bench, acting), policy, acting.z_frames(observed, whole))
+        row.add(Variant(name, timing, work=work, agreement=difference(actions, exact)), profiled=act)
     row.notes["agreement"] = "of actions with those of the exact variant, same noise; random weights say little about trained ones"
     return row
 
@@ -165,6 +171,13 @@ def compiled_blocks(backbone: RandomCosmos) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
+
+
+def shrunk_bench(bench: Bench, acting: Acting) -> Bench:
+    """The same with pictures of the size in which the video model sees them."""
+    if acting.size is None:
+        return bench
+    return replace(bench, size=replace(bench.size, height=acting.size[0], width=acting.size[1]))
 
 
 def chunk_work(bench: Bench, policy: ActionPolicy, z_frames: int) -> flops.Work:

@@ -67,8 +67,13 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-def measure(function: Callable[[], Any], device: torch.device, calls: int, warm_up: int = 3, seconds: float = 200.0) -> Timing:
-    """Times `calls` calls of `function`, or as many as fit into `seconds` (three at least), after a first and `warm_up` more."""
+def measure(
+    function: Callable[[], Any], device: torch.device, calls: int, warm_up: int = 3, seconds: float = 200.0, pause: float = 0.0
+) -> Timing:
+    """Times `calls` calls of `function`, or as many as fit into `seconds` (three at least), after a first and `warm_up` more.
+
+    Before each there is a `pause` in seconds: without one a large GPU soon runs at its power limit, below its highest clock.
+    """
     first = timed(function, device)
     for _ in range(warm_up):
         function()
@@ -77,6 +82,7 @@ def measure(function: Callable[[], Any], device: torch.device, calls: int, warm_
         torch.cuda.reset_peak_memory_stats(device)
     times: list[float] = []
     while len(times) < calls and (len(times) < 3 or sum(times) < 1000 * seconds):
+        time.sleep(pause)
         times.append(timed(function, device))
     peak = reserved = None
     if device.type == "cuda":

@@ -62,7 +62,7 @@ class Row:
         goal_ms, accept_ms: For the last way, at the true size on one H200; None where the goal is a rate.
         variants: The plain way first.
         notes: What else the file should say.
-        profiled: What `--profile` runs.
+        profiled: What `--profile` runs, if the latest way offers it.
         save: Called after each variant, so that nothing is lost if time ends.
     """
 
@@ -76,10 +76,15 @@ class Row:
     save: Save = lambda row: None
 
     def add(self, variant: Variant, profiled: Callable[[], Any] | None = None) -> None:
-        """Appends a way of doing it and saves the row; `profiled` is what `--profile` runs, the last one given."""
+        """Appends a way of doing it and saves the row; `profiled` does it once more."""
         self.variants.append(variant)
-        self.profiled = profiled or self.profiled
+        self.profiled = profiled
         self.save(self)
+
+    @property
+    def fastest(self) -> bool:
+        """Whether the latest way is the fastest so far."""
+        return self.variants[-1].timing.p50_ms == min(variant.timing.p50_ms for variant in self.variants)
 
     def record(self, ceilings: Ceilings) -> dict[str, Any]:
         goals = {} if self.goal_ms is None else {"goal_ms": self.goal_ms, "accept_ms": self.accept_ms}

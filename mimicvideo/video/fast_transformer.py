@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mimicvideo.execution import CudaGraphs, Execution, attention_kernels, fingerprint, lasting
+from mimicvideo.execution import CudaGraphs, Execution, Weights, attention_kernels, fingerprint, lasting
 from mimicvideo.video import fp8 as fp8_products
 from mimicvideo.video.checkpointing import Checkpointing, block_runner
 
@@ -52,6 +52,7 @@ class FastTransformer:
         self.transformer, self.execution = transformer, execution
         self.checkpointing: Checkpointing = checkpointing
         self.graphs = CudaGraphs()
+        self._weights = Weights(transformer)
         self._run: Callable[..., Any] = run_block
         if execution.compile is not None:
             self._run = torch.compile(run_block, mode=execution.compile, dynamic=False)
@@ -70,20 +71,21 @@ class FastTransformer:
     def _call(self, inputs: dict[str, Any], blocks: Sequence[int] | None) -> Any:
         latents, levels, mask = inputs["hidden_states"], inputs["timestep"], inputs["condition_mask"]
         depth = len(self.transformer.transformer_blocks) if blocks is None else max(blocks) + 1
-        training = torch.is_grad_enabled() or any(weight.requires_grad for weight in self.transformer.parameters())
+        weights = self._weights()
+        training = torch.is_grad_enabled() or any(weight.requires_grad for weight in weights)
         wanted = None if blocks is None else tuple(sorted(set(blocks)))
-        network = self._network(training)
+        network = self._network(weights, training)
 
         def forward(*tensors: Tensor) -> Any:
             return self._forward(network, *tensors, wanted=wanted)
 
         with attention_kernels(latents.device):
             prompt = inputs["encoder_hidden_states"]
-            text = self._text_of(prompt, depth) if training else self._kept_text_of(prompt, depth)
+            text = self._text_of(prompt, depth) if training else self._kept_text_of(prompt, depth, weights)
             tensors = latents, levels, mask, text, *self._rotary_of(latents)
             if training or not self.execution.cuda_graphs:
                 return forward(*tensors)
-            key = wanted, torch.is_autocast_enabled(latents.device.type), fingerprint([self.transformer], values=False)
+            key = wanted, torch.is_autocast_enabled(latents.device.type), fingerprint(weights, values=False)
             return self.graphs(key if self._fp8 is None else (*key, self._fp8[0]), forward, *tensors)
 
     def clear(self) -> None:
@@ -142,33 +144,25 @@ class FastTransformer:
             pairs.append(torch.stack([attention.norm_k(keys).to(values.dtype), values]))
         return torch.stack(pairs)
 
-    def _kept_text_of(self, prompt: Tensor, depth: int) -> Tensor:
+    def _kept_text_of(self, prompt: Tensor, depth: int, weights: Sequence[Tensor]) -> Tensor:
         """The same, from an earlier call with the same tensor if neither it nor a weight has been written to since."""
         if prompt.is_inference():  # it does not count what is written to it
             return self._text_of(prompt, depth)
-        layers = [layer for block in self.transformer.transformer_blocks[:depth] for layer in text_layers(block)]
-        if self.transformer.config["use_crossattn_projection"]:
-            layers.append(self.transformer.crossattn_proj)
-        key = id(prompt), prompt._version, depth, torch.is_autocast_enabled(prompt.device.type), fingerprint(layers)
+        key = id(prompt), prompt._version, depth, torch.is_autocast_enabled(prompt.device.type), fingerprint(weights)
         if key not in self._text:
             self._text[key] = prompt, self._text_of(prompt, depth)  # the prompt is kept too, so that its id stays its own
         return _remembered(self._text, key)[1]
 
-    def _network(self, training: bool) -> nn.ModuleList:
+    def _network(self, weights: Sequence[Tensor], training: bool) -> nn.ModuleList:
         """The blocks that run: the transformer's, or twins of them whose products are in FP8, made anew when a weight changes."""
         blocks = self.transformer.transformer_blocks
         if self.execution.fp8 is None or training:
             return blocks
         fp8_products.check_hardware(self.transformer.proj_out.weight.device)
-        version = fingerprint([blocks])
+        version = fingerprint(weights)
         if self._fp8 is None or self._fp8[0] != version:
             self._fp8 = version, cast(nn.ModuleList, fp8_products.with_fp8_products(blocks, self.execution.fp8, _EXACT))
         return self._fp8[1]
-
-
-def text_layers(block: Any) -> list[nn.Module]:
-    """What of a block turns text into keys and values."""
-    return [block.attn2.to_k, block.attn2.to_v, block.attn2.norm_k]
 
 
 def _remembered(memory: OrderedDict, key: Any) -> Any:

@@ -4,6 +4,7 @@
 along; `decode` goes latent frame by latent frame. Padding the whole clip once with zeros in front gives the same numbers.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, Wa
 from jaxtyping import Float
 from torch import Tensor
 
-from mimicvideo.execution import CudaGraphs, Execution, fingerprint
+from mimicvideo.execution import CudaGraphs, Execution, Twin
 
 PIXELS_PER_LATENT = 8  # along height and width
 FRAMES_PER_LATENT = 4  # after the first frame, which has a latent frame of its own
@@ -66,6 +67,7 @@ class FastEncoder:
     def __init__(self, vae: AutoencoderKLWan, execution: Execution) -> None:
         self.vae = vae
         self.graphs = CudaGraphs() if execution.cuda_graphs else None
+        self._twin = Twin([vae.encoder, vae.quant_conv], lambda: _channels_last(vae))
         self._encode: Callable[..., Tensor] = encode_moments
         if execution.compile is not None:
             self._encode = torch.compile(encode_moments, mode=execution.compile, dynamic=False)
@@ -74,14 +76,26 @@ class FastEncoder:
         self, pixels: Float[Tensor, "batch 3 frames height width"]
     ) -> Float[Tensor, "batch two_z_channels z_frames z_height z_width"]:
         """As `encode_moments`. Several clips at once go the plain way: what is saved counts for one alone, and shapes vary."""
-        if len(pixels) > 1:
+        if len(pixels) > 1 or torch.is_grad_enabled():
             return encode_moments(self.vae, pixels)
-        if self.graphs is None:
-            return self._channels_last(pixels)
-        return self.graphs(fingerprint([self.vae], values=False), self._channels_last, pixels)
+        vae = self._twin()
 
-    def _channels_last(self, pixels: Tensor) -> Tensor:
-        return self._encode(self.vae, pixels.contiguous(memory_format=torch.channels_last_3d))
+        def encode(pixels: Tensor) -> Tensor:
+            return self._encode(vae, pixels.contiguous(memory_format=torch.channels_last_3d))
+
+        return encode(pixels) if self.graphs is None else self.graphs(self._twin.made, encode, pixels)
+
+
+def _channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """A twin that can only encode, its three-dimensional kernels with the channels last in memory."""
+    twin: Any = copy.copy(vae)
+    twin._modules = {
+        name: copy.deepcopy(part).requires_grad_(False) for name, part in (("encoder", vae.encoder), ("quant_conv", vae.quant_conv))
+    }
+    for weight in twin.parameters():
+        if weight.ndim == 5:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
+    return twin
 
 
 class _CausalConv3d(WanCausalConv3d):

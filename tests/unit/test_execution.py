@@ -33,13 +33,13 @@ def test_attention_off_gpu_is_as_ever() -> None:
 
 def test_fingerprints_follow_values_and_places() -> None:
     layer = nn.Linear(3, 3)
-    first, place = fingerprint([layer]), fingerprint([layer], values=False)
-    assert fingerprint([layer]) == first
+    first, place = fingerprint(layer.parameters()), fingerprint(layer.parameters(), values=False)
+    assert fingerprint(layer.parameters()) == first
     with torch.no_grad():
         layer.weight.add_(1)
-    assert fingerprint([layer]) != first and fingerprint([layer], values=False) == place
+    assert fingerprint(layer.parameters()) != first and fingerprint(layer.parameters(), values=False) == place
     layer.weight = nn.Parameter(layer.weight.detach().clone())
-    assert fingerprint([layer], values=False) != place
+    assert fingerprint(layer.parameters(), values=False) != place
 
 
 @pytest.mark.gpu

@@ -57,12 +57,12 @@ def test_in_bfloat16_they_are_near_and_those_of_autocast() -> None:
 def test_weights_that_change_are_seen(dtype) -> None:
     policy = awake(acting=Acting(dtype=dtype))
     before = act(policy)
-    twin = policy._sampler._twin
+    twin = policy._sampler._twin()
     with torch.no_grad():
         for weight in policy.decoder.parameters():
             weight.mul_(1.1)
     after = act(policy)
-    assert policy._sampler._twin is twin and not torch.allclose(after, before)
+    assert policy._sampler._twin() is twin and not torch.allclose(after, before)
     fresh = awake(acting=Acting(dtype=dtype))
     fresh.decoder.load_state_dict(policy.decoder.state_dict())
     assert torch.equal(act(fresh), after)
