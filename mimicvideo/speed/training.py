@@ -161,7 +161,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def learning_curve(bench: Bench, seconds: float, draws: int, clips: int = 32, points: int = 8) -> list[dict[str, float]]:
+def learning_curve(bench: Bench, seconds: float, draws: int, clips: int = 32, points: int = 6) -> list[dict[str, float]]:
     """Validation loss against seconds of training with `draws` draws a pass, on a task that random weights can solve.
 
     Actions are a fixed random map of the mean of the observed latents, hence to be read from the hidden states of any weights.
@@ -171,7 +171,7 @@ def learning_curve(bench: Bench, seconds: float, draws: int, clips: int = 32, po
         bench: Where.
         seconds: Of training.
         draws: For each pass of the backbone.
-        clips: In the training set; a quarter as many are held out.
+        clips: In the training set; an eighth as many are held out.
         points: Validations, evenly spaced in time.
     """
     size, generator = bench.size, torch.Generator().manual_seed(3)
@@ -189,7 +189,7 @@ def learning_curve(bench: Bench, seconds: float, draws: int, clips: int = 32, po
         }
 
     training = [batch_of(range(first, first + BATCH)) for first in range(1000, 1000 + clips, BATCH)]
-    held_out = [batch_of(range(first, first + BATCH)) for first in range(9000, 9000 + max(clips // 4, BATCH), BATCH)]
+    held_out = [batch_of(range(first, first + BATCH)) for first in range(9000, 9000 + max(clips // 8, BATCH), BATCH)]
     policy = bench.policy(bench.backbone(Frozen(), bench.execution()), draws=draws)
     step = Step(policy, training[0], bench)
     step.loss(0).backward()  # compiles

@@ -165,7 +165,7 @@ for kind, graphs in ((DiTDecoder, 3), (JointDecoder, 3)):
     plain = ActionSampler(decoder, Acting(), 3)(*given)
     names = list(decoder.state_dict())
     compiled = ActionSampler(decoder, Acting(compile=True), 3)(*given)
-    assert counters["stats"]["unique_graphs"] == graphs, counters["stats"]  # a block, its vectors, its keys and values: three blocks share them
+    assert counters["stats"]["unique_graphs"] == graphs, counters["stats"]  # block, vectors, keys and values
     assert list(decoder.state_dict()) == names and "forward" not in vars(decoder.blocks[0])
     torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
 """
