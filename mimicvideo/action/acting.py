@@ -15,6 +15,8 @@ from mimicvideo.action.decoder import ActionDecoder, PreparedContext
 from mimicvideo.action.tokens import COMPILED
 from mimicvideo.execution import FEW_QUERIES, CudaGraphs, Twin, attention_kernels
 
+UNIT = 16  # pixels come in so many: 8 to a latent, 2 latents to a token
+
 
 @dataclass(frozen=True)
 class Acting:
@@ -27,33 +29,40 @@ class Acting:
         cuda_graphs: Replay context and all integration steps as one CUDA graph, captured anew for each shape. Ignored off GPU.
         future_latents: Latent frames after the observed ones that the video model is shown. None is the whole clip, as in training;
             fewer is faster and not exact, 0 leaves the observed frames alone.
-        size: Height and width to which pictures are shrunk before they are encoded: also faster and not exact. None keeps theirs.
+        scale: Pictures are shrunk by it before they are encoded, to whole sixteens of pixels: also faster and not exact.
+        num_steps: Euler steps of the action flow; None takes the policy's.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     cuda_graphs: bool = True
     future_latents: int | None = None
-    size: tuple[int, int] | None = None
+    scale: float = 1.0
+    num_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"acting.dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.future_latents is not None and self.future_latents < 0:
             raise ValueError(f"acting.future_latents must not be negative, got {self.future_latents}")
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"acting.scale must lie in (0, 1], got {self.scale}")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"acting.num_steps must be at least 1, got {self.num_steps}")
 
-    def shrunk(self, video: UInt8[Tensor, "batch frames height width 3"]) -> UInt8[Tensor, "batch frames height width 3"]:
-        """The pictures in `size`.
+    def shrunk_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in which the video model sees pictures of this size."""
+        if self.scale == 1:
+            return height, width
+        height, width = (max(round(side * self.scale / UNIT), 1) * UNIT for side in (height, width))
+        return height, width
 
-        Raises:
-            ValueError: If that is larger than they are.
-        """
-        height, width = video.shape[2:4]
-        if self.size is None or self.size == (height, width):
+    def shrunk(self, video: UInt8[Tensor, "batch frames height width 3"]) -> UInt8[Tensor, "batch frames shrunk_height shrunk_width 3"]:
+        """Pictures as the video model sees them."""
+        size = self.shrunk_size(*video.shape[2:4])
+        if size == video.shape[2:4]:
             return video
-        if self.size[0] > height or self.size[1] > width:
-            raise ValueError(f"acting.size {list(self.size)} is larger than this policy's pictures of {height} x {width}: set it to null")
-        pixels = F.interpolate(video.flatten(0, 1).movedim(-1, 1).float(), self.size, mode="bilinear", antialias=True)
+        pixels = F.interpolate(video.flatten(0, 1).movedim(-1, 1).float(), size, mode="bilinear", antialias=True)
         return pixels.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).unflatten(0, video.shape[:2])
 
     def z_frames(self, observed: int, whole: int) -> int:

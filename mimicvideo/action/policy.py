@@ -140,7 +140,7 @@ class ActionPolicy(LightningModule):
     def act_as(self, acting: Acting | None) -> None:
         """Acts so from now on; None is as in validation."""
         self.acting = acting
-        self._sampler = None if acting is None else ActionSampler(self.decoder, acting, self.num_steps)
+        self._sampler = None if acting is None else ActionSampler(self.decoder, acting, acting.num_steps or self.num_steps)
 
     # ---- data -----------------------------------------------------------------------------------------------------------------
 

@@ -100,11 +100,12 @@ def realtime(bench: Bench, effort: Effort, save: Save) -> Row:
     fp8 = bench.device.type == "cuda" and torch.cuda.get_device_capability(bench.device) >= (8, 9)
     if not fp8:
         row.notes["skipped"] = f"FP8: {bench.device.type} has no such products"
-    half = bench.size.height // 32 * 16, bench.size.width // 32 * 16  # pixels come in sixteens
+    half = bench.acting(future_latents=0, scale=0.5)
     by_row = bench.execution(fp8="row")
     settings: list[tuple[str, Acting, Execution]] = [("exact, whole clip", bench.acting(), bench.execution())]
-    settings += [("0 future latents, half size", bench.acting(future_latents=0, size=half), bench.execution())]
-    settings += [("0 future latents, half size, FP8", bench.acting(future_latents=0, size=half), by_row)] * fp8
+    settings += [("0 future latents, half size", half, bench.execution())]
+    settings += [("0 future latents, half size, FP8", half, by_row)] * fp8
+    settings += [("0 future latents, half size, 5 steps", replace(half, num_steps=5), bench.execution())]
     settings += [("0 future latents", bench.acting(future_latents=0), bench.execution())]
     settings += [("0 future latents, FP8", bench.acting(future_latents=0), by_row)] * fp8
     settings += [("2 future latents", bench.acting(future_latents=2), bench.execution())] * (observed + 2 < whole)
@@ -118,7 +119,7 @@ def realtime(bench: Bench, effort: Effort, save: Save) -> Row:
         timing = measure(act, bench.device, calls, effort.warm_up, effort.seconds / 4)
         actions = chunk_from_given_noise(acting)
         exact = actions if exact is None else exact
-        work = chunk_work(shrunk_bench(bench, acting), policy, acting.z_frames(observed, whole))
+        work = chunk_work(shrunk_bench(bench, acting), policy, acting.z_frames(observed, whole), acting.num_steps)
         row.add(Variant(name, timing, work=work, agreement=difference(actions, exact)), profiled=act)
     row.notes["agreement"] = "of actions with those of the exact variant, same noise; random weights say little about trained ones"
     return row
@@ -175,12 +176,11 @@ def compiled_blocks(backbone: RandomCosmos) -> Iterator[None]:
 
 def shrunk_bench(bench: Bench, acting: Acting) -> Bench:
     """The same with pictures of the size in which the video model sees them."""
-    if acting.size is None:
-        return bench
-    return replace(bench, size=replace(bench.size, height=acting.size[0], width=acting.size[1]))
+    height, width = acting.shrunk_size(bench.size.height, bench.size.width)
+    return replace(bench, size=replace(bench.size, height=height, width=width))
 
 
-def chunk_work(bench: Bench, policy: ActionPolicy, z_frames: int) -> flops.Work:
+def chunk_work(bench: Bench, policy: ActionPolicy, z_frames: int, num_steps: int | None = None) -> flops.Work:
     """Of the video model and the decoder; the VAE's convolutions are counted by torch, at the first call."""
     size, clip = bench.size, bench.size.clip(z_frames)
     shape, options = policy.decoder.shape, size.decoder
@@ -188,7 +188,7 @@ def chunk_work(bench: Bench, policy: ActionPolicy, z_frames: int) -> flops.Work:
     work = work + flops.decoder_context(shape, options["width"], options["depth"], clip.tokens)
     step = flops.decoder_step(shape, options["width"], options["depth"], options["adaln_dim"], clip.tokens)
     # A step's time is its reading; its few operations run meanwhile.
-    return work + flops.Work(moved=step.moved) * policy.num_steps + vae_work(bench, policy.backbone)
+    return work + flops.Work(moved=step.moved) * (num_steps or policy.num_steps) + vae_work(bench, policy.backbone)
 
 
 def vae_work(bench: Bench, backbone: Any) -> flops.Work:

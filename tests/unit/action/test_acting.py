@@ -118,6 +118,44 @@ def test_the_video_model_is_shown_as_many_latent_frames_as_said(future) -> None:
         assert torch.equal(act(policy), actions)
 
 
+@pytest.mark.parametrize(("scale", "size"), [(1.0, (480, 640)), (0.5, (240, 320)), (0.3, (144, 192)), (0.01, (16, 16))])
+def test_pictures_are_shrunk_to_whole_sixteens(scale, size) -> None:
+    rows, columns = torch.meshgrid(torch.linspace(0, 255, 480), torch.linspace(0, 255, 640), indexing="ij")
+    video = torch.stack([rows, columns, 0 * rows + 77], dim=-1).to(torch.uint8).expand(2, 3, -1, -1, -1)
+    small = Acting(scale=scale).shrunk(video)
+    assert small.shape == (2, 3, *size, 3) and small.dtype == torch.uint8
+    assert torch.equal(small[..., 2], torch.full_like(small[..., 2], 77))
+    ramp = (torch.arange(size[1]) + 0.5) / size[1] * 255  # a ramp stays one, but for its ends
+    assert (small[1, 2, 0, 1:-1, 1].float() - ramp[1:-1]).abs().max() <= 1.5
+
+
+def test_the_video_model_sees_shrunk_pictures_of_a_known_future_too() -> None:
+    policy, seen = awake(acting=Acting(scale=0.5), future=OracleFuture()), []
+    encode = policy.backbone.encode_video
+
+    def spy(video):
+        seen.append(tuple(video.shape[1:4]))
+        return encode(video)
+
+    policy.backbone.encode_video = spy
+    height, width = OBSERVATION["video"].shape[2:4]
+    actions = act(policy, future_video=demonstrations(3)["future"])
+    assert {shape[1:] for shape in seen} == {Acting(scale=0.5).shrunk_size(height, width)} != {(height, width)}
+    assert actions.shape == (3, 6, 2) and actions.isfinite().all()
+
+
+def test_steps_may_be_fewer_when_acting() -> None:
+    policy, few = awake(acting=Acting(num_steps=3)), awake(num_steps=3)
+    assert torch.equal(act(policy), act(few))
+    assert policy.num_steps == 10
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", 0.0), ("scale", 1.5), ("num_steps", 0)])
+def test_impossible_settings_are_refused(name, value) -> None:
+    with pytest.raises(ValueError, match=rf"acting.{name} must .*{value}"):
+        Acting(**{name: value})
+
+
 def test_a_known_future_is_cut_too() -> None:
     policy = awake(acting=Acting(future_latents=1), future=OracleFuture())
     video = demonstrations(3)["future"]
