@@ -46,6 +46,13 @@ def lasting() -> Iterator[None]:
         yield
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`. Onto a GPU it is sent without waiting for what that still computes, as `to` would."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def attention_kernels(device: torch.device, order: tuple[SDPBackend, ...] = MANY_QUERIES) -> AbstractContextManager:
     """Within it `scaled_dot_product_attention` takes the first of `order` that fits dtype, head size and mask; off GPU it is as ever."""
     return sdpa_kernel(list(order), set_priority=True) if device.type == "cuda" else nullcontext()

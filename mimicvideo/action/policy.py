@@ -23,6 +23,7 @@ from mimicvideo.action.flow_times import FlowTimes, check_flow_times
 from mimicvideo.action.future import Future
 from mimicvideo.action.validation import errors
 from mimicvideo.ema import WeightAverage
+from mimicvideo.execution import sent
 from mimicvideo.noise import Generators, NoiseLevels, check_tau, gaussian, joined, standard_normal
 from mimicvideo.normalize import Normalization, normalizer_pair
 from mimicvideo.types import Demonstration, Observation
@@ -291,7 +292,7 @@ class ActionPolicy(LightningModule):
             ValueError: If the observation is not what the contract says, or the true future is needed and missing.
         """
         acting = self.acting or Acting()
-        video = acting.shrunk(check_observation(observation, self._contract).to(self.device))
+        video = acting.shrunk(sent(check_observation(observation, self._contract), self.device))
         clean = None
         if self.future.needs_video and future_video is not None:
             if future_video.shape[1] != self._contract["future"]:
@@ -301,9 +302,9 @@ class ActionPolicy(LightningModule):
         condition = self._condition(observation["prompt"], observed)
         batch, z_channels, _, z_height, z_width = observed.shape
         z_frames = acting.z_frames(self.z_observed, self.z_frames)
-        noise = gaussian((batch, z_channels, z_frames, z_height, z_width), generator).to(self.device)
-        action_noise = gaussian((batch, self.horizon, self.action_dim), generator).to(self.device)
-        return self.act(condition, noise, clean, observation["proprio"], action_noise)
+        noise = sent(gaussian((batch, z_channels, z_frames, z_height, z_width), generator), self.device)
+        action_noise = sent(gaussian((batch, self.horizon, self.action_dim), generator), self.device)
+        return self.act(condition, noise, clean, sent(observation["proprio"], self.device), action_noise)
 
     @torch.no_grad()
     def act(

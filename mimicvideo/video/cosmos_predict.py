@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from mimicvideo.execution import Execution
+from mimicvideo.execution import Execution, lasting
 from mimicvideo.video import adapter as adapters
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video import wan
@@ -108,6 +108,7 @@ class CosmosPredict(VideoBackbone):
         if compile:
             for block in self.transformer.transformer_blocks:  # their forward only: hooks, which may leave early, stay outside
                 block.forward = torch.compile(block.forward)
+        self._statistics: dict[torch.device, Tensor] = {}
         self.execute(execution)
         if adapter is not None:
             self._take_in(adapters.read_for(self, Path(adapter).expanduser()), f"adapter {adapter}")
@@ -211,9 +212,14 @@ class CosmosPredict(VideoBackbone):
         return max(room, 1), pixels * width <= _WHOLE_CLIP_VALUES and wan.supported(self.vae)
 
     def _latent_statistics(self) -> tuple[Tensor, Tensor]:
-        config = self.vae.config
-        mean, std = (torch.tensor(values, device=self.device) for values in (config["latents_mean"], config["latents_std"]))
-        return mean[:, None, None, None], std[:, None, None, None]
+        """Of all latent channels; kept, since sending them to a GPU would wait for what it computes."""
+        if self.device not in self._statistics:
+            config = self.vae.config
+            with lasting():
+                values = torch.tensor([config["latents_mean"], config["latents_std"]], device=self.device)
+            self._statistics = {self.device: values[:, :, None, None, None]}
+        mean, std = self._statistics[self.device]
+        return mean, std
 
     def encode_prompt(self, prompts: list[str]) -> Float[Tensor, "batch prompt_tokens prompt_dim"]:
         return self.prompts(prompts, self.device)
