@@ -1,7 +1,7 @@
 """The rows without gradients: hidden states, observation to action chunk, and the real-time mode."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mimicvideo.action.acting import Acting
 from mimicvideo.action.policy import ActionPolicy
-from mimicvideo.execution import Execution
+from mimicvideo.execution import Execution, attention_kernels
 from mimicvideo.speed import flops
 from mimicvideo.speed.measure import Effort, difference, free, measure
 from mimicvideo.speed.models import PROMPT, Bench
@@ -41,10 +41,15 @@ def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
     with torch.no_grad():
         reference = plain()
         row.add(Variant("diffusers, eager", measure(plain, bench.device, effort.reference_calls, 1, effort.seconds), work=work))
-        if bench.compile:
-            with compiled_blocks(backbone):
+        references = {
+            "diffusers, blocks compiled": nullcontext(),
+            "diffusers, blocks compiled, cuDNN's attention": attention_kernels(bench.device),
+        }
+        for name, kernels in references.items() if bench.compile else ():
+            free(bench.device)
+            with kernels, compiled_blocks(backbone):
                 timing = measure(plain, bench.device, effort.reference_calls, 1, effort.seconds)
-                row.add(Variant("diffusers, blocks compiled", timing, work=work, agreement=difference(plain(), reference)))
+                row.add(Variant(name, timing, work=work, agreement=difference(plain(), reference)))
         free(bench.device)
         backbone.execute(bench.execution())
         timing = measure(ours, bench.device, effort.calls, effort.warm_up, effort.seconds)
