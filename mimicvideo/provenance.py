@@ -37,13 +37,22 @@ def hardware(device: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "machine": platform.machine(),
-        "cpu": _processor(),
+        "cpu": processor(),
         "cpu_cores": len(os.sched_getaffinity(0)),
         "device": device,
     }
     if device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
+
+
+def processor() -> str:
+    """The processor's name, as Linux gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def config_of(instance: object, **known: Any) -> dict[str, Any]:
@@ -73,11 +82,3 @@ def _literal(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _literal(item) for key, item in value.items()}
     return config_of(value)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -1,33 +1,43 @@
-"""How fast windows come out of datasets, beside lerobot's own LeRobotDataset on the same files: `python experiments/benchmarks/data.py`.
+"""How fast windows come out of datasets, beside lerobot's own LeRobotDataset on the same files: `tools/benchmark data`.
 
-Lerobot gets an environment of its own, which is made once. It writes the datasets, with its own encoder settings, and both then
-draw random windows of 61 frames at 5 fps out of 30 fps video, one after the other in the same run. Its torchcodec finds FFmpeg in the
-wheel of PyAV. Rates depend on the machine and on what else it does; what counts is the ratio of neighbours.
+Four parts, all by default: `index` opens a synthetic index of a million episodes, `latents` reads cached latents, `lerobot` draws random
+windows of 61 frames at 5 fps out of 30 fps video from datasets that lerobot wrote with its own encoder settings, ours and lerobot one
+after the other, and `formats` draws such windows from every format that is read. Lerobot gets an environment of its own, which is made
+once; its torchcodec finds FFmpeg in the wheel of PyAV.
+
+Rates depend on the machine and on what else it does; what counts is the ratio of neighbours. A row that fails is recorded with its
+error, and the others are measured.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import data_formats
+import data_ours
 import numpy as np
 import torch
-from loader_timing import memory_mb, timed
-from torch import Tensor
+from data_ours import ACTIONS, FRAMES, INTERVAL, LATENTS_BATCH
+from loader_timing import memory_mb
 
-from mimicvideo.data.demonstration_data import DemonstrationData
+from mimicvideo.provenance import package_versions, processor
 
 HERE = Path(__file__).resolve().parent
-FRAMES, OBSERVED, INTERVAL = 61, 5, 6
 LEROBOT = "lerobot==0.4.4"
+PARTS = ("index", "latents", "lerobot", "formats")
+STEP, LEROBOT_SECONDS = 0.5, 1200  # a training step's pretended length; how long one job of lerobot's may take
+
+Row = dict[str, Any]
 
 
 def lerobot_python(environment: Path) -> Path:
@@ -35,6 +45,7 @@ def lerobot_python(environment: Path) -> Path:
     python = environment / "bin" / "python"
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    if subprocess.run([python, "-c", "import lerobot"], capture_output=True).returncode:
         subprocess.run([python, "-m", "pip", "install", "-q", LEROBOT], check=True)
     return python
 
@@ -54,47 +65,24 @@ def lerobot_environment(environment: Path) -> dict[str, str]:
 
 
 def lerobot(environment: Path, job: str, *arguments: Any) -> None:
-    """Runs data_lerobot.py there."""
+    """Runs data_lerobot.py there. Raises RuntimeError with what it said if it fails."""
     command = [lerobot_python(environment), HERE / "data_lerobot.py", job, *map(str, arguments)]
-    done = subprocess.run(command, env=lerobot_environment(environment), capture_output=True, text=True)
+    done = subprocess.run(command, env=lerobot_environment(environment), capture_output=True, text=True, timeout=LEROBOT_SECONDS)
     if done.returncode:
-        sys.exit(f"lerobot's part failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"lerobot's part failed: {done.stderr[-1500:]}")
 
 
-def ours(root: Path, batch_size: int, workers: int, seconds: float, step: float) -> dict[str, Any]:
-    """The same windows from the same files. No decoded frame is kept from one to the next."""
-    data = DemonstrationData(
-        7, 7, 60, root=str(root), observed=OBSERVED, future=FRAMES - OBSERVED, frame_interval=INTERVAL, batch_size=batch_size,
-        num_workers=workers, validation_fraction=0.0, ram_cache_gb=0.0,
-    )  # fmt: skip
-    data.setup()
-    return timed(lambda: iter(data.train_dataloader()), batch_size, FRAMES, seconds, step)
+def apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a function in a process of its own, whose memory starts anew and whose death is an error of one row."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
-def cached_latents(root: Path, folder: Path, workers: int, seconds: float) -> dict[str, Any]:
-    """Windows whose latents are on disk: 16 x 16 x 60 x 80 bfloat16, those of 61 frames of 480 x 640 pixels, 2.5 MB each."""
-    data = DemonstrationData(
-        7, 7, 60, root=str(root), observed=OBSERVED, future=FRAMES - OBSERVED, frame_interval=INTERVAL, batch_size=32,
-        num_workers=workers, validation_fraction=0.0,
-    )  # fmt: skip
-
-    def encode(video: Tensor) -> Tensor:
-        return video[:, ::4, ::8, ::8, :1].permute(0, 4, 1, 2, 3).float().expand(-1, 16, -1, -1, -1)
-
-    data.attach_latents(encode, "benchmark", str(folder))
-    return timed(lambda: iter(data.train_dataloader()), 32, FRAMES, seconds, 0.1)
-
-
-def scale(episodes: int, rows: int) -> dict[str, Any]:
-    """Opens a synthetic index of `episodes` episodes of about `rows` rows in a process of its own, and draws from it on four ranks."""
-    command = [sys.executable, HERE / "data.py", "--scale", str(episodes), str(rows)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def open_synthetic(episodes: int, rows: int) -> dict[str, Any]:
-    """What `scale` runs: setting up both stages' data over an index in memory."""
+def scale(episodes: int, rows: int) -> Row:
+    """Opens a synthetic index of `episodes` episodes of about `rows` rows and draws from it on four ranks."""
     from synthetic_index import SyntheticData
 
+    torch.set_num_threads(1)
     before = memory_mb()
     start = time.perf_counter()
     lengths = np.random.default_rng(0).integers(rows // 2, 3 * rows // 2 + 1, episodes)
@@ -122,34 +110,82 @@ def open_synthetic(episodes: int, rows: int) -> dict[str, Any]:
     }
 
 
-def rows_of_the_table(arguments: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
-    """Every measurement, printed as it comes."""
-    environment, height, width = arguments.lerobot, 480, 640
-    root = work / "latents-source"
-    about = {"root": str(root), "height": height, "width": width, "episodes": 2, "rows": 120, "codec": "h264"}
-    lerobot(environment, "make", json.dumps(about))
+def row(told: Row, measure: Callable[[], Row]) -> Row:
+    """A measurement, or why there is none."""
+    try:
+        return {**told, **measure()}
+    except Exception as error:  # the other rows are worth having
+        return {**told, "error": f"{type(error).__name__}: {error}"}
+
+
+def latents_rows(arguments: argparse.Namespace, work: Path) -> Iterator[Row]:
+    """Cached latents of a small dataset."""
+    root, (height, width) = work / "latents-source", (480, 640)
+    told: Row = {"reader": "mimicvideo", "format": f"cached latents of {FRAMES} frames", "height": height, "width": width}
+    made = row(told, lambda: {"spec": apart(data_formats.make, "LeRobot v3.0, h264", root, 2, 120, height, width)})
+    if "error" in made:
+        yield made
+        return
     for workers in arguments.workers:
-        told = {"format": "cached latents of 61 frames", "height": height, "width": width, "workers": workers, "batch_size": 32}
-        yield {"reader": "mimicvideo", **told, **cached_latents(root, work / "cache", workers, arguments.seconds)}
+        given = (root, made["spec"], work / "cache", workers, arguments.seconds)
+        yield row({**told, "workers": workers, "batch_size": LATENTS_BATCH}, lambda: apart(data_ours.cached_latents, *given))  # noqa: B023
+
+
+def lerobot_rows(arguments: argparse.Namespace, work: Path) -> Iterator[Row]:
+    """Datasets of lerobot's, read by both."""
+    environment, out = arguments.lerobot, work / "lerobot.json"
     for height, width in arguments.sizes:
         for codec in arguments.codecs:
             root = work / f"{codec}-{height}x{width}"
             about = {"height": height, "width": width, "episodes": arguments.episodes, "rows": arguments.rows, "codec": codec}
-            lerobot(environment, "make", json.dumps({"root": str(root), **about}))
+            named = {"format": f"LeRobot v3.0, {codec}, by lerobot", "height": height, "width": width}
+            made = row(named, lambda root=root, about=about: lerobot(environment, "make", json.dumps({"root": str(root), **about})) or {})
+            if "error" in made:
+                yield made
+                continue
             for workers in arguments.workers:
-                common: dict[str, Any] = {"batch_size": 2, "workers": workers, "seconds": arguments.seconds, "step": 0.5}
-                told = {"format": f"LeRobot v3.0, {codec}", "height": height, "width": width, "workers": workers, "batch_size": 2}
-                mine = ours(root, **common)
-                yield {"reader": "mimicvideo", **told, **mine}
+                told: Row = {**named, "workers": workers, "batch_size": arguments.batch_size}
+                mine: list[Row] = []
+                for decoder in arguments.decoders:
+                    given = (root, None, True, decoder, arguments.batch_size, workers, arguments.seconds, STEP)
+                    mine.append(row({"reader": f"mimicvideo, {decoder}", **told}, lambda: apart(data_ours.windows, *given)))  # noqa: B023
+                yield from mine
                 for backend in ("torchcodec", "pyav"):
-                    out = work / "lerobot.json"
-                    options = {"root": str(root), "frames": FRAMES, "interval": INTERVAL, "backend": backend, **common}
-                    lerobot(environment, "time", json.dumps(options), out)
-                    theirs = json.loads(out.read_text())
-                    rates = mine["samples_per_second"] / theirs["samples_per_second"]
-                    cpu = theirs["cpu_seconds_per_sample"] / mine["cpu_seconds_per_sample"]
-                    compared = {"ours_over_this": round(rates, 2), "this_cpu_over_ours": round(cpu, 2)}
-                    yield {"reader": f"{LEROBOT}, {backend}", **told, **theirs, **compared}
+                    options = {"root": str(root), "frames": FRAMES, "interval": INTERVAL, "backend": backend, "workers": workers}
+                    options |= {"batch_size": arguments.batch_size, "seconds": arguments.seconds, "step": STEP}
+
+                    def theirs(options: Row = options) -> Row:
+                        lerobot(environment, "time", json.dumps(options), out)
+                        return json.loads(out.read_text())
+
+                    yield compared(row({"reader": f"{LEROBOT}, {backend}", **told}, theirs), mine[0])
+
+
+def compared(theirs: Row, mine: Row) -> Row:
+    """Lerobot's row with its ratios to ours."""
+    if "error" in theirs or "error" in mine:
+        return theirs
+    rates = mine["samples_per_second"] / theirs["samples_per_second"]
+    cpu = theirs["cpu_seconds_per_sample"] / mine["cpu_seconds_per_sample"]
+    return {**theirs, "ours_over_this": round(rates, 2), "this_cpu_over_ours": round(cpu, 2)}
+
+
+def format_rows(arguments: argparse.Namespace, work: Path) -> Iterator[Row]:
+    """The same episodes in every format; each dataset is removed when it has been read."""
+    for height, width in arguments.format_sizes:
+        for name in data_formats.FORMATS:
+            with tempfile.TemporaryDirectory(dir=work) as folder:
+                root, told = Path(folder) / "data", {"reader": "mimicvideo", "format": name, "height": height, "width": width}
+                shape = (arguments.episodes, arguments.rows, height, width)
+                made = row(told, lambda: {"spec": apart(data_formats.make, name, root, *shape)})  # noqa: B023
+                if "error" in made:
+                    yield made
+                    continue
+                for workers in arguments.workers:
+                    numbers = name != "video folder, h264"
+                    given = (root, made["spec"], numbers, "PyAV", arguments.batch_size, workers, arguments.seconds, STEP)
+                    measured = {**told, "workers": workers, "batch_size": arguments.batch_size}
+                    yield row(measured, lambda: apart(data_ours.windows, *given))  # noqa: B023
 
 
 def size(text: str) -> tuple[int, int]:
@@ -160,47 +196,67 @@ def size(text: str) -> tuple[int, int]:
 
 def command(arguments: argparse.Namespace) -> str:
     """How to measure the same again, wherever lerobot's environment is."""
-    sizes = " ".join(f"{height}x{width}" for height, width in arguments.sizes)
-    lists = f"--sizes {sizes} --codecs {' '.join(arguments.codecs)} --workers {' '.join(map(str, arguments.workers))}"
-    amounts = f"--seconds {arguments.seconds:g} --episodes {arguments.episodes} --rows {arguments.rows}"
-    return f"python experiments/benchmarks/data.py {lists} {amounts}"
+    lists: dict[str, list[Any]] = {name: getattr(arguments, name) for name in ("parts", "sizes", "format_sizes", "codecs", "workers")}
+    lists |= {name: [getattr(arguments, name)] for name in ("seconds", "episodes", "rows", "batch_size")}
+    words = ["tools/benchmark data"]
+    for name, values in lists.items():
+        words += [f"--{name}", *("x".join(map(str, value)) if isinstance(value, tuple) else f"{value}" for value in values)]
+    return " ".join(words)
+
+
+def parsed() -> argparse.Namespace:
+    """What to measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lerobot", type=Path, default=Path(".cache/lerobot"), help="lerobot's environment; made if it is not there")
+    parser.add_argument("--out", type=Path, default=HERE / "data.json")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement, and half as many of its waiting")
+    parser.add_argument("--sizes", type=size, nargs="+", default=[(480, 640)], help="of lerobot's datasets, height x width")
+    parser.add_argument("--format_sizes", type=size, nargs="+", default=[(256, 256), (480, 640)], help="of those of `formats`")
+    parser.add_argument("--codecs", nargs="+", default=["libsvtav1", "h264"], help="lerobot's default is libsvtav1")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--episodes", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=450, help="of each episode; a whole window covers 361")
+    parser.add_argument("--batch_size", type=int, default=2)
+    arguments = parser.parse_args()
+    arguments.lerobot = arguments.lerobot.resolve()
+    arguments.decoders = ["PyAV", *(["torchcodec"] if data_ours.torchcodec_is_there() else [])]
+    return arguments
 
 
 def main() -> None:
     """Measures and records."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lerobot", type=Path, default=Path(".cache/lerobot"), help="lerobot's environment; made if it is not there")
-    parser.add_argument("--out", type=Path, default=HERE / "data.json")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
-    parser.add_argument("--sizes", type=size, nargs="+", default=[(480, 640), (240, 320)])
-    parser.add_argument("--codecs", nargs="+", default=["libsvtav1", "h264"], help="lerobot's default is libsvtav1")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--episodes", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=450)
-    parser.add_argument("--scale", type=int, nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    arguments.lerobot = arguments.lerobot.resolve()
-    torch.set_num_threads(1)
-    if arguments.scale:
-        print(json.dumps(open_synthetic(*arguments.scale)))
-        return
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    record: dict[str, Any] = {
+    arguments = parsed()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    multiprocessing.set_forkserver_preload(["data_ours", "data_formats"])  # imported once, not in each of the processes
+    record: Row = {
         "command": command(arguments),
-        "window": f"{FRAMES} frames, every {INTERVAL}th of 30 fps video; 60 actions",
-        "cpu": next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()),
+        "window": f"{FRAMES} frames, every {INTERVAL}th of 30 fps video; {ACTIONS} actions",
+        "cpu": processor(),
         "cores": os.cpu_count(),
-        "load_before": os.getloadavg()[0],
+        "versions": package_versions(),
+        "load_before": round(os.getloadavg()[0], 2),
         "note": "rates depend on what else the machine did: compare rows with their neighbours, and CPU seconds rather than rates",
-        "index": scale(10**6, 100),
-        "rows": [],
     }
+    start = time.perf_counter()
+    if "index" in arguments.parts:
+        record["index"] = row({}, lambda: apart(scale, 10**6, 100))
+        print(json.dumps(record["index"]), flush=True)
+    record["rows"] = rows = []
+    parts = {"latents": latents_rows, "lerobot": lerobot_rows, "formats": format_rows}
     with tempfile.TemporaryDirectory() as work:
-        for row in rows_of_the_table(arguments, Path(work)):
-            print(json.dumps(row), flush=True)
-            record["rows"].append({**row, "load_after": round(os.getloadavg()[0], 1)})
-            arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+        for name in parts:
+            for measured in parts[name](arguments, Path(work)) if name in arguments.parts else ():
+                print(json.dumps(measured), flush=True)
+                rows.append({**measured, "load_after": round(os.getloadavg()[0], 1)})
+                record["wall_seconds"] = round(time.perf_counter() - start)
+                arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    record["wall_seconds"] = round(time.perf_counter() - start)
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    failed = [measured for measured in [record.get("index", {}), *rows] if "error" in measured]
     print(f"recorded in {arguments.out}")
+    if failed:
+        sys.exit(f"{len(failed)} rows failed; their errors are recorded")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mimicvideo.data.rlds import RldsStore, records
+from mimicvideo.provenance import processor
 from tests.rlds_episodes import make_rlds
 
 EPISODES, STEPS, SIZE, WINDOW = 50, 38, (256, 256), 61
@@ -84,11 +85,6 @@ def measure(folder: Path) -> dict[str, object]:
     }
 
 
-def cpu() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -99,7 +95,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder))
     figures["load_after"] = round(os.getloadavg()[0], 2)
-    facts = {"command": "PYTHONPATH=. python experiments/benchmarks/rlds.py", "cpu": cpu(), "cores_used": 1, "load_before": round(load, 2)}
+    facts = {
+        "command": "PYTHONPATH=. python experiments/benchmarks/rlds.py",
+        "cpu": processor(),
+        "cores_used": 1,
+        "load_before": round(load, 2),
+    }
     out.write_text(json.dumps({**facts, **figures}, indent=2) + "\n")
     print(out.read_text())
 

@@ -48,7 +48,8 @@ class ClipBatches(Dataset[Any]):
     ) -> None:
         self._caption = caption
         self.members, self.window, self._seed, self._every = members, window, seed, every
-        self._latents = latents
+        # In pairs, not by id: a worker that does not start as a fork has objects of its own.
+        self._latents = None if latents is None else [(reader, latents[id(reader)]) for reader in members.readers.values()]
 
     def __getitem__(self, items: Sequence[Item]) -> Clip:
         return cast(Clip, self._batch(items))
@@ -93,7 +94,8 @@ class ClipBatches(Dataset[Any]):
     def _fields(self, member: Member, row: int) -> dict[str, Any]:
         """What a batch has of one window beside its names. Raises DatasetError if it cannot be read."""
         if self._latents is not None:
-            return {"latents": self._latents[id(member.source)].read(member.episode, row)}
+            cache = next(cache for reader, cache in self._latents if reader is member.source)
+            return {"latents": cache.read(member.episode, row)}
         return {"video": member.source.frames(member.episode, self.window.frame_rows(row, member.episode.length))}
 
 

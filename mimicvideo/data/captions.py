@@ -39,7 +39,7 @@ class CaptionPolicy:
         foreign: Likewise of those that are not English; see `foreign_language`. The paper's Bridge replaces its bad labels by nothing.
         replacement: What replaces them, if the episode has no other instruction and, in training, no long description.
         corrections: Known bad labels and what they should be; "" makes one empty.
-        substitutions: Words to exchange in all captions, such as `black bowl` for `bowl` (the official LIBERO code).
+        substitutions: What to exchange in all captions, old to new, such as `black bowl` to `bowl` (the official LIBERO code).
         period: Whether a final period is kept, removed or added: training and evaluation should have the same.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Frames through torchcodec, which seeks faster than PyAV, where it is installed and finds FFmpeg; the frames are the same bit for bit."""
+"""Frames through torchcodec where it is installed and finds FFmpeg; they are the same as PyAV's, bit for bit."""
 
 import functools
 import logging

@@ -1,5 +1,6 @@
 """Frames out of video files with PyAV or torchcodec: what a file holds, told cheaply, and just the frames that are wanted."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ def decode_frames(
 ) -> UInt8[np.ndarray, "frames height width 3"]:
     """Frames of a file as RGB.
 
-    torchcodec gives them where it is installed, unless `strict`. With PyAV, runs of wanted frames are decoded in sequence; it seeks to a
-    keyframe where that skips more than it repeats.
+    torchcodec gives them where it is installed, unless `strict`. With PyAV, wanted frames that lie close together are decoded in one
+    stretch; it seeks to a keyframe where that skips more than it repeats.
 
     Args:
         path: The file.
@@ -86,29 +87,16 @@ def decode_frames(
         to_rgb = VideoReformatter()
         if path not in _intervals:
             _intervals[path] = _keyframe_interval(stream)
-        interval = _intervals[path]
-        position, decoded = -1, container.decode(stream)
-        for number, index in enumerate(wanted.tolist()):
-            if index - position > interval:
-                container.seek(_timestamp(index, fps, stream), stream=stream, backward=True)
-                decoded = container.decode(stream)
-            for frame in decoded:
-                position = _index(frame, fps)
-                if position >= index:
-                    break
-            else:
-                raise VideoError(f"it ends before frame {index}")
+        for number, frame in enumerate(_frames(container, stream, wanted, fps, _intervals[path], strict)):
             if strict and frame.is_corrupt:
-                raise VideoError(f"frame {index} is damaged")
-            if position != index:
-                raise VideoError(f"it has no frame at {index / fps:.3f} s (frame {index} at {fps:g} per second)")
+                raise VideoError(f"frame {wanted[number]} is damaged")
             if number == 0:
                 frames = np.empty((len(wanted), frame.height, frame.width, 3), np.uint8)
             if (frame.height, frame.width) != frames.shape[1:3]:
                 raise VideoError(
-                    f"frame {index} is {frame.height} x {frame.width} pixels, those before {frames.shape[1]} x {frames.shape[2]}"
+                    f"frame {wanted[number]} is {frame.height} x {frame.width} pixels, those before {frames.shape[1]} x {frames.shape[2]}"
                 )
-            frames[number] = _rgb(to_rgb.reformat(frame, format="rgb24"))
+            frames[number] = _rgb(to_rgb.reformat(frame, format="rgb24", threads=1))
     return resize(frames, size)
 
 
@@ -141,6 +129,75 @@ def _open(path: Path, strict: bool = False) -> Iterator[tuple[InputContainer, Vi
         raise VideoError(f"FFmpeg cannot read it ({error.strerror or type(error).__name__})") from error
 
 
+def _frames(
+    container: InputContainer, stream: VideoStream, wanted: Int[np.ndarray, " frames"], fps: float, interval: int, strict: bool
+) -> Iterator[av.VideoFrame]:
+    """The wanted frames. It seeks where the next one lies farther away than the longest `interval` between keyframes."""
+    first = True
+    for stretch in np.split(wanted, np.flatnonzero(np.diff(wanted) > interval) + 1):
+        start, back = int(stretch[0]) if len(stretch) else 0, 0
+        while True:
+            if back or not first or start >= interval:
+                container.seek(_timestamp(max(start - back, 0), fps, stream), stream=stream, backward=True)
+            try:
+                yield from _stretch(container, stream, stretch.tolist(), fps, strict)
+                break
+            except _Late as late:  # the keyframe that it found is shown later, or frames after it need still earlier ones
+                if back >= start:
+                    raise VideoError(str(late)) from None
+                back = max(interval, 2 * back)
+        first = False
+
+
+class _Late(VideoError):
+    """No frame is shown at or before the first that is wanted."""
+
+
+def _stretch(container: InputContainer, stream: VideoStream, wanted: list[int], fps: float, strict: bool) -> Iterator[av.VideoFrame]:
+    """The wanted frames, decoded one after another from the keyframe at which the file stands.
+
+    The decoder gets no packet beyond those that are needed and is then asked for what it holds back: one that expects frames out of
+    order shows a frame only when it has decoded later ones, keyframes perhaps, which cost as much as the wanted ones. Frames that no
+    other one refers to are left out unless they are wanted (only in H.264, whose marks are reliable).
+
+    Raises:
+        VideoError: If one is not there; `_Late` if it is the first.
+    """
+    decoder, skips = stream.codec_context, not strict and stream.codec_context.name == "h264"
+    unsent, due, ended, shown = set(wanted), deque(wanted), True, None
+
+    def found(frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        nonlocal shown
+        for frame in frames:
+            shown = _index(frame.pts, fps, stream)
+            if due and shown >= due[0]:
+                if shown > due[0]:
+                    raise missing()
+                due.popleft()
+                yield frame
+
+    def missing() -> VideoError:
+        kind = _Late if len(due) == len(wanted) else VideoError
+        return kind(f"it has no frame at {due[0] / fps:.3f} s (frame {due[0]} at {fps:g} per second)")
+
+    decoder.flush_buffers()
+    for packet in container.demux(stream):
+        if not packet.size:  # the end of the file; the decoder is asked below
+            continue
+        at = None if packet.pts is None else _index(packet.pts, fps, stream)
+        if skips:
+            decoder.skip_frame = "DEFAULT" if at is None or at in unsent else "NONREF"
+        yield from found(decoder.decode(packet))
+        unsent.discard(at)
+        if not due or not unsent or (packet.dts is not None and _index(packet.dts, fps, stream) > wanted[-1]):
+            ended = False  # no later packet is shown at or before the last wanted frame
+            break
+    if due:
+        yield from found(decoder.decode(None))
+    if due:
+        raise VideoError(f"it ends before frame {due[0]}") if ended and shown is not None else missing()
+
+
 def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
     """The pixels of an rgb24 frame where they lie; `to_ndarray` would copy them once more."""
     plane: Any = frame.planes[0]  # has the buffer protocol
@@ -148,10 +205,12 @@ def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
     return lines[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
-def _index(frame: av.VideoFrame, fps: float) -> int:
-    if frame.time is None:
+def _index(timestamp: int | None, fps: float, stream: VideoStream) -> int:
+    """Which frame is shown at a time of the stream's clock."""
+    if timestamp is None:
         raise VideoError("it holds a frame without a time")
-    return round(frame.time * fps)
+    assert stream.time_base is not None
+    return round(timestamp * float(stream.time_base) * fps)
 
 
 def _timestamp(index: int, fps: float, stream: VideoStream) -> int:

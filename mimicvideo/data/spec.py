@@ -26,7 +26,8 @@ class DatasetSpec:
         proprio: Keys whose numbers, one after another, make a state.
         actions: Keys whose numbers make a control step's action.
         interpolate: Keys of numbers that change steadily, for datasets whose streams have times of their own: they are interpolated to
-            the rows' times, others take the nearest. None means those of `proprio`.
+            the rows' times, others take the nearest. None means those of `proprio`. Rotations that `representation` names within one key
+            turn evenly; other numbers, also angles, move along lines.
         instruction: Keys of sentences; all are alternatives.
         task: Key of the task's name.
         proprio_names: A name for each number of a state after standardisation.

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, UInt8
 
-from mimicvideo.data.align import Rows
+from mimicvideo.data.align import Rows, Turn
 from mimicvideo.data.episodes import Camera, Episode, Episodes, choose_cameras
 from mimicvideo.data.errors import DatasetError, VideoError
+from mimicvideo.data.layout import Vector, parse_layout
 from mimicvideo.data.scan import Verify
 from mimicvideo.data.spec import DatasetSpec
 from mimicvideo.data.standards import Columns, find, needed
@@ -75,6 +76,7 @@ class StoredEpisodes(Episodes):
         self._standard = find(spec.standardise) if spec.standardise else None
         self._keys = {name: self._chosen(name) for name in ("proprio", "actions", "instruction")}
         self._steady = set(self._keys["proprio"] if spec.interpolate is None else spec.interpolate)
+        self._turns = self._described_turns()
         chosen = choose_cameras(store.root, self._named_cameras(), cameras)
         self._turned = self._turned_cameras()
         self._sized = kwargs.get("size") is not None
@@ -152,6 +154,25 @@ class StoredEpisodes(Episodes):
             if key not in there:
                 raise DatasetError(f"{self.store.root} has no {name} key {key!r}; it has {', '.join(sorted(there)) or 'none'}")
         return keys
+
+    def _described_turns(self) -> dict[str, list[Turn]]:
+        """The rotations within each key's rows, by the description's `representation`; none where a function makes the vectors."""
+        turns: dict[str, list[Turn]] = {}
+        described = {} if self._standard is not None or self.spec.representation is None else self.spec.representation
+        for name in get_args(Vector):
+            try:
+                groups = parse_layout(described[name], name).groups
+            except (ValueError, KeyError, TypeError):
+                continue  # `View` says what is wrong with it, if numbers are wanted
+            first = 0
+            for key in self._keys[name]:
+                width = int(np.prod(self.store.keys[key]))
+                for group in groups:
+                    dims = [dim - first for dim in group.dims]
+                    if group.kind == "rotation" and group.source == name and min(dims) >= 0 and max(dims) < width:
+                        turns.setdefault(key, []).append((dims, group.format))
+                first += width
+        return turns
 
     def _named_cameras(self) -> dict[str, Camera]:
         sizes = self.store.cameras
@@ -252,11 +273,16 @@ class StoredEpisodes(Episodes):
         named = list(dict.fromkeys([*self._keys["proprio"], *self._keys["actions"]]))
         wanted = [key for key in self._wanted_by_standard() if key not in named]
         raw = self.store.numbers(entry, [*named, *(key for key in wanted if key in self.store.keys)])
-        columns: Columns = {key: rows.numbers(key, values, key in self._steady) for key, values in raw.items()}
+        columns: Columns = {
+            key: rows.numbers(key, values, key in self._steady, turns=self._turns.get(key, ())) for key, values in raw.items()
+        }
         columns |= {key: np.array(self.store.texts(entry, key), np.str_) for key in wanted if key not in self.store.keys}
         for name in ("proprio", "actions"):
             steps = self._steps if name == "actions" and self.store.stride == 1 else 1
-            streams = columns if steps == 1 else {key: rows.numbers(key, raw[key], key in self._steady, steps) for key in self._keys[name]}
+            streams = columns
+            if steps > 1:
+                keys = self._keys[name]
+                streams = {key: rows.numbers(key, raw[key], key in self._steady, steps, self._turns.get(key, ())) for key in keys}
             parts = [streams[key].reshape(rows.count * steps, int(np.prod(streams[key].shape[1:]))) for key in self._keys[name]]
             joined = np.concatenate(parts, axis=1) if parts else np.zeros((rows.count, 0))
             columns[name] = joined.reshape(rows.count, joined.shape[1] * steps) if parts else joined

@@ -1,8 +1,12 @@
 """Frames come out of video files exactly where they are, and files that cannot be read are told apart."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -30,17 +34,84 @@ def test_every_frame_is_found(tmp_path: Path, codec: str, keyframes: int, pixel_
         np.testing.assert_array_equal(decode_frames(tmp_path / "v.mp4", rows, 10.0), everything[rows])
 
 
-def test_seeks_rather_than_decodes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mimicvideo.data.decode as decode
+class Counted:
+    """A file that counts the packets it gives."""
 
+    def __init__(self, container: Any) -> None:
+        self._container, self.packets = container, 0
+
+    def seek(self, *arguments: Any, **options: Any) -> None:
+        self._container.seek(*arguments, **options)
+
+    def demux(self, stream: Any) -> Iterator[Any]:
+        for packet in self._container.demux(stream):
+            self.packets += 1
+            yield packet
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Counted]:
+    """The files that were opened, in order; they are read with PyAV."""
+    opened, really = [], decode_module._open
+
+    @contextmanager
+    def opening(*arguments: Any) -> Iterator[tuple[Any, Any]]:
+        with really(*arguments) as (container, stream):
+            opened.append(Counted(container))
+            yield opened[-1], stream
+
+    monkeypatch.setattr(decode_module, "torchcodec_frames", lambda *_: None)
+    monkeypatch.setattr(decode_module, "_open", opening)
+    return opened
+
+
+def test_seeks_rather_than_decodes_everything(tmp_path: Path, counted: list[Counted]) -> None:
     write_video(tmp_path / "v.mp4", [picture(1, row) for row in range(400)], keyframe_interval=4)
-    seen: list[int] = []
-    index = decode._index
-    monkeypatch.setattr(decode, "torchcodec_frames", lambda *_: None)
-    monkeypatch.setattr(decode, "_index", lambda frame, fps: seen.append(index(frame, fps)) or seen[-1])
-    shown = [what_is_shown(frame)[1] for frame in decode.decode_frames(tmp_path / "v.mp4", [100, 101, 350], 10.0)]
+    shown = [what_is_shown(frame)[1] for frame in decode_frames(tmp_path / "v.mp4", [100, 101, 350], 10.0)]
     assert shown == [100 % 36, 101 % 36, 350 % 36]
-    assert len(seen) <= 10, f"{len(seen)} frames decoded for three"
+    assert counted[0].packets <= 10, f"{counted[0].packets} frames decoded for three"
+
+
+def test_no_packet_is_decoded_beyond_the_wanted_frame(tmp_path: Path, counted: list[Counted]) -> None:
+    """A decoder that allows for frames out of order would show each only after the next keyframe."""
+    noise = np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    write_video(tmp_path / "v.mp4", [np.roll(noise, row, 1) for row in range(60)], keyframe_interval=2)
+    everything = decode_frames(tmp_path / "v.mp4", range(60), 10.0)
+    with av.open(str(tmp_path / "v.mp4")) as file:
+        assert file.streams.video[0].codec_context.has_b_frames, "x264 says that frames may be out of order"
+    for first, packets in ((6, 1), (7, 2)):  # a keyframe, and the frame after one
+        wanted = range(first, 60, 6)
+        np.testing.assert_array_equal(decode_frames(tmp_path / "v.mp4", wanted, 10.0), everything[wanted])
+        assert counted[-1].packets == packets * len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"x264-params": "keyint=12:open-gop=1:bframes=3:b-adapt=0"}),  # frames before a keyframe follow it in the file
+        ("libx264", {"x264-params": "keyint=48:bframes=8:b-pyramid=normal:b-adapt=0"}),
+        ("libx264", {"x264-params": "keyint=20:intra-refresh=1"}),  # no whole keyframe after the first
+        ("libx264", {"x264-params": "keyint=24:bframes=3:interlaced=1"}),
+        ("libx265", {"x265-params": "keyint=12:open-gop=1:log-level=none"}),
+        ("mpeg4", {"g": "12", "bf": "2"}),
+    ],
+)
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_frames_out_of_order_are_those_of_decoding_everything(tmp_path: Path, codec: str, options: dict[str, str], ending: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    path = tmp_path / f"v.{ending}"
+    with av.open(str(path), "w") as file:
+        stream: Any = file.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt, stream.thread_count = 64, 96, "yuv420p", 1
+        for row in range(80):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(noise, (row, 3 * row), (0, 1)), format="rgb24")))
+        file.mux(stream.encode())
+    with av.open(str(path)) as file:
+        everything = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(everything) == 80
+    for rows in [*([row] for row in range(80)), range(80), *(range(first, 80, step) for first in (0, 5) for step in (2, 6, 23))]:
+        for row, frame in zip(rows, decode_frames(path, list(rows), 25.0), strict=True):
+            np.testing.assert_array_equal(frame, everything[row], err_msg=f"frame {row} of {list(rows)}")
 
 
 def test_wrong_requests(tmp_path: Path) -> None:

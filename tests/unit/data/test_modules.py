@@ -1,6 +1,7 @@
 """What arrives in a batch is what lies in the dataset; both stages agree on episodes, windows and latents."""
 
 import json
+import pickle
 from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
@@ -293,6 +294,15 @@ def test_latents_from_workers(tmp_path: Path, made: Made) -> None:
         one.attach_latents(encode, "vae", str(tmp_path))
     for one, two in zip(batches(data, 4), batches(workers, 4), strict=True):
         assert torch.equal(one["latents"], two["latents"])
+
+
+def test_latents_in_workers_that_are_no_forks(tmp_path: Path, made: Made) -> None:
+    """What such a worker has went through pickle: nothing may depend on where objects lie."""
+    data = demonstrations(made, sources={"one": Source(str(made.root)), "two": Source(str(made.root))}, root=None)
+    data.attach_latents(encode, "vae", str(tmp_path))
+    loader: Any = data.train_dataloader()
+    elsewhere, items = pickle.loads(pickle.dumps(loader.dataset)), next(iter(loader.sampler))
+    assert torch.equal(elsewhere[items]["latents"], loader.dataset[items]["latents"])
 
 
 # ---- Lightning ------------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import zarr
 
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.open import open_episodes
-from mimicvideo.data.rotations import from_matrix, to_matrix
+from mimicvideo.data.rotations import Format, from_matrix, to_matrix
 from mimicvideo.data.spec import DatasetSpec
 from mimicvideo.data.zarr_store import ZarrStore
 from tests.every_format import ZARR, write_zarr_episode, zarr_v2, zarr_zips
@@ -94,6 +94,29 @@ def test_what_is_interpolated_can_be_chosen(multi_rate: Path) -> None:
     np.testing.assert_allclose(linear.actions(linear.episodes[0])[:, 0], expected, atol=1e-6)
     poses = linear.proprio(linear.episodes[0])[:, 3]
     np.testing.assert_allclose(poses, [fast[np.abs(fast - time).argmin()] for time in at], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["euler_xyz", "axis_angle", "quaternion_xyzw", "6d"])
+def test_described_rotations_turn_the_short_way(tmp_path: Path, kind: Format) -> None:
+    """A turn about z through pi, where angles jump; quaternions change their sign now and then, as estimators' do."""
+    fast, at = np.arange(40) / 20 - 0.03, np.arange(8) / 5
+    angles = np.pi - 0.61 + fast  # passes pi between two samples, where a row lies
+    numbers = from_matrix(turned(angles)[:, :3, :3], kind)
+    if kind.startswith("quaternion"):
+        numbers[::3] *= -1
+    group = group_of(tmp_path / "z")
+    stream(group, "workspace_rgb", np.ones((8, 4, 4, 3), np.uint8), at)
+    stream(group, "state_lowdim", np.column_stack([fast, numbers]), fast)
+    stream(group, "action_lowdim", fast[:, None], fast)
+    rotation = {"kind": "rotation", "dims": list(range(1, 1 + numbers.shape[1])), "format": kind}
+    described: dict[str, Any] = {"x": {"kind": "joint", "dims": [0]}, "turn": rotation}
+    representation = {"proprio": described, "actions": {"x": {"kind": "joint", "dims": [0]}}}
+    keys: dict[str, Any] = {"proprio": ["state_lowdim"], "actions": ["action_lowdim"], "cameras": {"front": "workspace_rgb"}}
+    reader = open_episodes(tmp_path / "z", spec=DatasetSpec(**keys, representation=representation))
+    states = reader.proprio(reader.episodes[0]).astype(float)
+    inside = at <= fast[-1]
+    np.testing.assert_allclose(states[inside, 0], at[inside], atol=1e-6)
+    np.testing.assert_allclose(to_matrix(states[inside, 1:], kind), turned(np.pi - 0.61 + at[inside])[:, :3, :3], atol=1e-6)
 
 
 def same_as_picture(columns: Any) -> Any:
