@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -13,7 +14,7 @@ from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.rlds.example import Damaged
 from mimicvideo.data.rlds.records import Record, index_shards
 from mimicvideo.data.rlds.schema import Column, read_schema
-from mimicvideo.data.rlds.values import count_rows, decode_picture, picture_spans, read_values
+from mimicvideo.data.rlds.values import count_rows, decode_picture, feature_digest, picture_spans, read_values
 from mimicvideo.data.store import Entry, Store
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,14 @@ class RldsStore(Store):
         except Damaged as error:
             raise VideoError(f"{entry.name}: {error}") from error
         return resize(frames, size)
+
+    def identity(self, entry: Entry, key: str) -> list[Any]:
+        column = self._columns[key]
+        try:
+            record = self._record(entry)
+            return [self.cameras[key], feature_digest(record, column)]
+        except Damaged as error:
+            raise VideoError(f"{entry.name}: {error}") from error
 
     def problem(self, entry: Entry, cameras: Sequence[str], full: bool) -> str | None:
         shard, number = self._shards[entry.place[0]], entry.place[1]

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import io
 import zlib
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from mimicvideo.data.rlds.example import Damaged, byte_strings, pick
 from mimicvideo.data.rlds.records import Record
 from mimicvideo.data.rlds.schema import Column
 
+HASHED_BYTES = 2**22  # at once
 JPEG = b"\xff\xd8"  # what every JPEG file starts with
 COLOURS = ("YCbCr", "RGB", "Gray")  # not those of print, which Pillow turns into RGB in another way
 
@@ -59,6 +61,23 @@ def picture_spans(record: Record, column: Column) -> list[tuple[int, int]]:
     if column.stored not in record.features:
         raise Damaged(f"it has no {column.stored!r}")
     return list(byte_strings(record.read, record.features[column.stored]))
+
+
+def feature_digest(record: Record, column: Column) -> str:
+    """SHA-256 of the bytes of one feature of a record.
+
+    Raises:
+        Damaged: If the record is no Example, lacks the feature or is shorter than it should be.
+    """
+    if column.stored not in record.features:
+        raise Damaged(f"it has no {column.stored!r}")
+    span, digest = record.features[column.stored], hashlib.sha256()
+    for start in range(span.value_start, span.end, HASHED_BYTES):
+        content = record.read(start, min(HASHED_BYTES, span.end - start))
+        if len(content) != min(HASHED_BYTES, span.end - start):
+            raise Damaged(f"it ends at byte {start + len(content)}")
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def decode_picture(content: bytes, into: UInt8[np.ndarray, "height width 3"] | None = None) -> UInt8[np.ndarray, "any_height any_width 3"]:
