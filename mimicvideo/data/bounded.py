@@ -13,7 +13,7 @@ from mimicvideo.data.errors import DatasetError
 
 TOTAL = ".bytes"  # in the folder: what all copies together take, at most; locked while room is made
 IN_USE = ".in-use"  # in each dataset's folder: locked by the processes that read it
-ABANDONED_S = 3600.0  # a file that was being written and has not grown for so long has no writer any more
+ABANDONED_S = 3600.0  # where a disk has no locks: a partial file that has not grown for so long has no writer any more
 FREED = 0.9  # of the limit is left after dropping copies, since counting takes time
 
 _held: dict[Path, IO[bytes]] = {}  # locks of the datasets that this process reads; they end with it and those that it forks
@@ -21,7 +21,7 @@ _held: dict[Path, IO[bytes]] = {}  # locks of the datasets that this process rea
 
 def use(folder: Path) -> None:
     """Keeps what a dataset always needs from being dropped while this process lives."""
-    if folder not in _held:
+    if folder not in _held or not (folder / IN_USE).is_file():  # somebody may have deleted the copies
         file = (folder / IN_USE).open("ab")
         with contextlib.suppress(OSError):  # no locks on this disk
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -47,20 +47,28 @@ def reserved(path: Path, size: int, limit: int, is_spare: Callable[[str], Any]) 
     """
     dataset = next(folder for folder in path.parents if (folder / IN_USE).is_file())
     copies = dataset.parent
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as lock, contextlib.ExitStack() as partial:  # unlocked when the file has its name
         with _locked(copies / TOTAL) as ledger:
             _make_room(ledger, copies, size, limit, is_spare)
-            temporary = stack.enter_context(whole_file(path, str(size)))  # from here on it is counted by its name
+            temporary = partial.enter_context(whole_file(path, str(size)))  # from here on it is counted by its name
+            held = lock.enter_context(temporary.open("ab"))
+            with contextlib.suppress(OSError):  # no locks on this disk
+                fcntl.flock(held, fcntl.LOCK_EX)  # tells others that it has a writer
         yield temporary
 
 
-def keep_within(copies: Path, limit: int, is_spare: Callable[[str], Any]) -> None:
-    """Drops copies until they take no more than `limit`, which may be another one than last time; see `reserved`.
+def tidy(dataset: Path, limit: int, is_spare: Callable[[str], Any]) -> None:
+    """Deletes what killed processes left half-written in a dataset's folder, and drops copies of any dataset until all take no more than
+    `limit`, which may be another one than last time; see `reserved`.
 
     Raises:
         DatasetError: If what is in use takes more.
     """
+    copies = dataset.parent
     with _locked(copies / TOTAL) as ledger:
+        for path in dataset.rglob(f".*{PARTIAL}"):
+            if _is_abandoned(path):
+                path.unlink(missing_ok=True)
         _make_room(ledger, copies, 0, limit, is_spare)
 
 
@@ -97,7 +105,7 @@ def _drop(copies: Path, size: int, limit: int, is_spare: Callable[[str], Any]) -
                 break
             dataset = copies / path.relative_to(copies).parts[0]
             if path.name.endswith(PARTIAL):
-                droppable = time.time() - stat.st_mtime > ABANDONED_S
+                droppable = _is_abandoned(path)
             elif path.name.startswith("."):  # lists and locks
                 continue
             else:
@@ -126,6 +134,20 @@ def _counted(path: Path, stat: os.stat_result) -> int:
     """Bytes of a copy; of one that is being fetched, those that it will have."""
     parts = path.name.split(".")
     return int(parts[-3]) if path.name.endswith(PARTIAL) and len(parts) > 3 and parts[-3].isdigit() else stat.st_size
+
+
+def _is_abandoned(partial: Path) -> bool:
+    """Whether nobody writes a partial file any more."""
+    try:
+        with partial.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        return True
+    except OSError:  # no locks on this disk
+        return time.time() - partial.stat().st_mtime > ABANDONED_S
 
 
 def _is_free(dataset: Path, stack: contextlib.ExitStack) -> bool:

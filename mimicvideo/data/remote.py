@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from mimicvideo.atomic import whole_file
-from mimicvideo.data.bounded import keep_within, reserved, use
+from mimicvideo.data.bounded import reserved, tidy, use
 from mimicvideo.data.errors import DatasetError
 
 LISTING = ".remote.json"  # in the folder of copies
@@ -103,7 +103,7 @@ def local_folder(url: str, cache_dir: str | Path | None = None, limit_gb: float 
     content = json.dumps({"url": url, "limit": listing.limit, "files": listing.files})
     with whole_file(folder / LISTING) as temporary:
         temporary.write_text(content)
-    keep_within(cache, listing.limit, _LATER.search)
+    tidy(folder, listing.limit, _LATER.search)
     missing = [path for path in needed if not (folder / path).is_file()]
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         copies = pool.map(lambda path: _fetch(folder, path, listing), missing)
