@@ -217,10 +217,12 @@ def _mark(facts: dict[str, Any]) -> str:
 
 def _system(url: str) -> tuple[Any, str]:
     import fsspec
+    from fsspec.config import conf
 
     options: dict[str, Any] = {}
     if url.startswith(("s3://", "s3a://")):  # without them a server that is not there is asked for minutes
-        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}
+        own = conf.get(url.split(":")[0], {}).get("config_kwargs", {})
+        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}, **own}
     try:
         system, base = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
