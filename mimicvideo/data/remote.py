@@ -182,11 +182,10 @@ def _list(url: str) -> dict[str, tuple[int, str]]:
         raise DatasetError(f"{url} is a file: give the folder of the dataset")
     try:
         system.invalidate_cache()
-        found: dict[str, dict[str, Any]] = {
-            name: facts
-            for name, facts in system.find(base, detail=True).items()
-            if "?" not in name  # a web server's pages in another order
-        }
+        listed: dict[str, dict[str, Any]] = system.find(base, detail=True)
+        found = {name: facts for name, facts in listed.items() if not name.endswith("/")}  # empty objects that stand for folders
+        if url.startswith("http"):  # a web server also links to its pages in another order
+            found = {name: facts for name, facts in found.items() if "?" not in name}
         if any(facts.get("size") is None for facts in found.values()):  # a web server's folders say nothing of files
             with ThreadPoolExecutor(DOWNLOADS) as pool:
                 found = dict(zip(found, pool.map(system.info, found), strict=True))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import boto3
 import fsspec
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.modules import ClipData
 from mimicvideo.data.open import open_episodes
-from mimicvideo.data.remote import fetched, local_folder
+from mimicvideo.data.remote import fetched, files_below, local_folder
 from tests.every_format import FORMATS, lerobot_v21
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -125,6 +126,14 @@ def test_what_changes_on_s3_is_noticed(s3: fsspec.AbstractFileSystem) -> None:
     assert local_folder("s3://bucket/changing") == folder
     assert (folder / "a.txt").read_bytes() == b"new" and not (folder / "c.txt").exists()
     assert fetched(folder / "b.mp4").read_bytes() == b"other"
+
+
+def test_names_on_s3(s3: fsspec.AbstractFileSystem, server: str) -> None:
+    client = boto3.client("s3", endpoint_url=server, aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1")
+    for key in ("names/", "names/in/", "names/in/a?b #1 100%20 ä.txt"):  # consoles leave empty objects where a folder is made
+        client.put_object(Bucket="bucket", Key=key, Body=b"1" if key.endswith("txt") else b"")
+    folder = local_folder("s3://bucket/names")
+    assert files_below(folder) == ["in/a?b #1 100%20 ä.txt"] and (folder / "in/a?b #1 100%20 ä.txt").read_bytes() == b"1"
 
 
 def test_names_and_changes_on_a_web_server(web: tuple[Path, str]) -> None:
