@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt8
 
 from mimicvideo.data.codec import torchcodec_frames
 from mimicvideo.data.errors import VideoError
-from mimicvideo.data.remote import fetched
+from mimicvideo.data.remote import fetched, opened
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def inspect(path: Path) -> VideoFacts:
     Raises:
         VideoError: Saying what is wrong, without the file's name.
     """
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         entries = list(stream.index_entries)
         if entries:
             needed, size = max(entry.pos + entry.size for entry in entries), path.stat().st_size
@@ -83,7 +83,7 @@ def decode_frames(
     if not strict and (found := torchcodec_frames(fetched(path), wanted, fps)) is not None:
         return resize(found, size)
     frames = np.empty((0, 0, 0, 3), np.uint8)
-    with _open(path, strict) as (container, stream):
+    with open_video(path, strict) as (container, stream):
         to_rgb = VideoReformatter()
         if path not in _intervals:
             _intervals[path] = _keyframe_interval(stream)
@@ -112,12 +112,15 @@ def resize(
 
 
 @contextmanager
-def _open(path: Path, strict: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its first video stream; whatever FFmpeg complains about inside becomes a VideoError."""
-    if not fetched(path).is_file():
-        raise VideoError("there is no such file")
+def open_video(path: Path, strict: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its first video stream; whatever FFmpeg complains about inside becomes a VideoError.
+
+    Args:
+        path: The file; fetched if it is a remote one.
+        strict: Whether FFmpeg shall stop at damage that it could paint over.
+    """
     try:
-        with av.open(str(path)) as container:
+        with opened(path, lambda file: av.open(str(file))) as container:
             if not container.streams.video:
                 raise VideoError("it holds no video")
             stream = container.streams.video[0]
@@ -125,6 +128,8 @@ def _open(path: Path, strict: bool = False) -> Iterator[tuple[InputContainer, Vi
             if strict:
                 stream.codec_context.options = {"err_detect": "explode"}
             yield container, stream
+    except FileNotFoundError as error:
+        raise VideoError("there is no such file") from error
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"FFmpeg cannot read it ({error.strerror or type(error).__name__})") from error
 

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import json
 import logging
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -151,6 +152,28 @@ class Episodes(ABC):
     @abstractmethod
     def _files(self) -> tuple[list[Path], list[Path]]:
         """The files that hold numbers, and those that hold the pictures of `cameras`. One file may be both."""
+
+    def _shown(self, episode: Any, camera: Camera) -> list[Any]:
+        """All that `_decode` of an episode depends on beside `self._size`, as JSON; here any change of the dataset's files.
+
+        Raises:
+            VideoError, DatasetError: If the pictures cannot be read.
+        """
+        return [self.fingerprint, episode.index]
+
+    def picture_key(self, episode: Any) -> str:
+        """SHA-256 of all that an episode's `frames` depend on: what is stored of them, which of that are its rows, and the cameras' sizes.
+
+        Neither its number nor the dataset's other episodes matter. What is stored is read, but not decoded.
+
+        Raises:
+            DatasetError: If the pictures cannot be read.
+        """
+        try:
+            shown = [self._shown(episode, camera) for camera in self._stored_cameras]
+        except VideoError as error:
+            raise DatasetError(f"episode {episode.index} of {self.root}: pictures cannot be read: {error}") from error
+        return hashlib.sha256(json.dumps([episode.length, self._size, shown]).encode()).hexdigest()
 
     def frames(self, episode: Any, rows: Sequence[int] | Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height tiled_width 3"]:
         """Frames of the given rows, in any order and with repetitions, cameras side by side.

@@ -1,5 +1,6 @@
 """Hdf5Store: demonstrations in HDF5 files as robomimic and LIBERO write them: `data/demo_i` with `actions` and `obs`."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,11 @@ from jaxtyping import Int, UInt8
 from mimicvideo.data.decode import resize
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.natural import natural
-from mimicvideo.data.remote import fetched, files_below
+from mimicvideo.data.remote import files_below, opened
 from mimicvideo.data.store import Entry, Store
 
 SUFFIXES = (".hdf5", ".h5")
+HASHED_ROWS = 64  # at once
 INSTRUCTION = "instruction"  # the key of what a file's attributes or its name say
 
 
@@ -111,6 +113,13 @@ class Hdf5Store(Store):
         except DatasetError as error:
             raise VideoError(str(error)) from error
 
+    def identity(self, entry: Entry, key: str) -> list[Any]:
+        shape, digest = self._shape(entry, key), hashlib.sha256()
+        with self._group(entry) as group:
+            for first in range(0, shape[0], HASHED_ROWS):
+                digest.update(group[key][first : first + HASHED_ROWS])
+        return [shape, digest.hexdigest()]
+
     def problem(self, entry: Entry, cameras: Sequence[str], full: bool) -> str | None:
         for key in cameras:
             shape = entry.place[2].get(key)
@@ -153,7 +162,7 @@ def _opened(path: Path) -> Iterator[Any]:
     import h5py
 
     try:
-        with h5py.File(fetched(path), "r") as file:
+        with opened(path, lambda there: h5py.File(there, "r")) as file:
             yield file
     except (OSError, KeyError, RuntimeError) as error:
         raise DatasetError(f"{path} is damaged or truncated ({error}): copy it again") from error

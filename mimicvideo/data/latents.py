@@ -1,16 +1,15 @@
-"""LatentCache: the VAE's latents of all windows of a dataset on disk, one flat memory-mapped file per episode."""
+"""LatentCache: the VAE's latents of all windows of episodes on disk, one flat memory-mapped file per episode."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from mimicvideo.atomic import whole_file
 from mimicvideo.data.claims import Claims
 from mimicvideo.data.episodes import Episode, Episodes
 from mimicvideo.data.errors import DatasetError
@@ -29,7 +29,7 @@ from mimicvideo.data.window import Window
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the files' layout
+VERSION = 2  # of the files' layout and of what names them
 DIGEST_BYTES = 32
 BATCH_BYTES, MAX_BATCH = 32 * 2**20, 64  # pixels in one call of the encoder, unless one window alone has more
 POLL_SECONDS = 0.5
@@ -38,12 +38,13 @@ Encode = Callable[[Tensor], Tensor]  # UInt8[batch frames height width 3] -> Flo
 
 
 class LatentCache:
-    """Latents of one dataset, for one window geometry, picture size and encoder.
+    """Latents of a dataset's episodes, for one window geometry, picture size and encoder.
 
     A causal VAE encodes a clip's first frame alone, so latents belong to a window, not to a frame. An episode's file holds those of
     all stage-1 anchors in order as bfloat16, then the SHA-256 of all that; stage 2's anchors are the first of them. Files appear whole
-    or not at all. Everything that latents depend on is hashed into the folder's name, and spelled out in its header.json: a cache of
-    something else is never found.
+    or not at all. Encoder and geometry are hashed into the folder's name, and spelled out in its header.json; what the episode's pictures
+    are decoded from is hashed into the file's name (`Episodes.picture_key`). So latents of something else are never found, an episode
+    that is added or changed is encoded alone, and datasets that share episodes share their latents. Files of episodes that are gone stay.
 
     Args:
         cache_dir: Where caches of all kinds lie.
@@ -58,9 +59,8 @@ class LatentCache:
         self._key = key
         self._about = {
             "version": VERSION,
-            "dataset": source.fingerprint,
             "encoder": key,
-            "cameras": [[camera.name, camera.height, camera.width] for camera in source.cameras],
+            "cameras": [[camera.height, camera.width] for camera in source.cameras],
             "observed": window.observed,
             "future": window.future,
             "frame_interval": window.frame_interval,
@@ -70,9 +70,11 @@ class LatentCache:
         self.folder = Path(cache_dir).expanduser() / f"latents-{name}"
         self.shape: tuple[int, ...] | None = self._read_header()  # of one window
         self._maps: dict[int, np.memmap] = {}
+        self._keys: dict[int, str] = {}  # of pictures, by episode
 
     def missing(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Those without a sound file. Every byte of the others is compared with its SHA-256."""
+        self.shape = self.shape or self._read_header()
         if self.shape is None:
             return list(episodes)
         with ThreadPoolExecutor(4) as pool:
@@ -96,10 +98,11 @@ class LatentCache:
         columns = (TextColumn("encoding windows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with _disk(self.folder):
             claims = Claims(self.folder.with_name(f".claims-{self.folder.name}"))
-        before = {episode.index: _signature(self._path(episode)) for episode in episodes}
-        unreadable, prepared, left = {}, False, list(episodes)
+        unreadable = self._unnamed(episodes)
+        left, prepared = [episode for episode in episodes if episode.index not in unreadable], False
+        before = {episode.index: _signature(self._path(episode)) for episode in left}
         with ThreadPoolExecutor(1) as pool, Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-            task = bar.add_task("", total=sum(self._anchors(episode) for episode in episodes))
+            task = bar.add_task("", total=sum(self._anchors(episode) for episode in left))
             try:
                 while left:
                     for episode, frames in self._decoded(self._unclaimed(left, claims, before), pool):
@@ -119,6 +122,18 @@ class LatentCache:
                 claims.release_all()
         self.shape = self.shape or self._read_header()
         return unreadable
+
+    def _unnamed(self, episodes: Sequence[Episode]) -> dict[int, str]:
+        """Why episodes have no key, by index."""
+        with ThreadPoolExecutor(4) as pool:
+            return {episode.index: reason for episode, reason in zip(episodes, pool.map(self._no_key, episodes), strict=True) if reason}
+
+    def _no_key(self, episode: Episode) -> str | None:
+        try:
+            self._path(episode)
+        except DatasetError as error:
+            return str(error)
+        return None
 
     def _unclaimed(self, episodes: Sequence[Episode], claims: Claims, before: Mapping[int, tuple[int, int] | None]) -> Iterator[Episode]:
         """Episodes that no other process is at work on or has done since, claimed one by one."""
@@ -169,7 +184,10 @@ class LatentCache:
 
     def _frames(self, episode: Episode) -> UInt8[np.ndarray, "rows height width 3"] | DatasetError:
         try:
-            return self.source.frames(episode, np.arange(episode.length))
+            frames = self.source.frames(episode, np.arange(episode.length))
+            if self.source.picture_key(episode) != self._keys[episode.index]:
+                return DatasetError(f"episode {episode.index} of {self.source.root} changed since the dataset was opened: start again")
+            return frames
         except DatasetError as error:
             return error
 
@@ -200,7 +218,7 @@ class LatentCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.shape is None:
                 self.shape = shape
-                _write_whole(self.folder / "header.json", [json.dumps({**self._about, "latents": shape}, indent=2).encode()])
+                _write(self.folder / "header.json", [json.dumps({**self._about, "latents": shape}, indent=2).encode()])
         needed, free = sum(self._bytes(episode) for episode in episodes), shutil.disk_usage(self.folder).free
         if needed > free:
             raise OSError(
@@ -220,12 +238,11 @@ class LatentCache:
             yield digest.digest()
 
         with _disk(self.folder):
-            _write_whole(self._path(episode), pieces())
+            _write(self._path(episode), pieces())
         self._maps.pop(episode.index, None)
 
     def _is_sound(self, episode: Episode) -> bool:
-        path = self._path(episode)
-        if not path.is_file():
+        if self._no_key(episode) is not None or not (path := self._path(episode)).is_file():
             return False
         if path.stat().st_size != self._bytes(episode):
             problem = f"it has {path.stat().st_size} bytes, expected {self._bytes(episode)}"
@@ -253,23 +270,25 @@ class LatentCache:
         return len(self._kept(episode))
 
     def covering(self) -> "LatentCache":
-        """This cache, or another one there that keeps its anchors and more.
+        """This cache, or if it has none of the episodes another one there that keeps its anchors and more.
 
         Raises:
-            DatasetError: If what is there is of the same windows, but keeps other anchors.
+            DatasetError: If what is there of these episodes is of the same windows, but keeps other anchors.
         """
-        if self.shape is not None:
+        headers = self._headers()
+        if not headers:
             return self
+        names = {self._path(episode).name for episode in self.source.episodes if self._no_key(episode) is None}
         intervals = []
-        for path in sorted(self.folder.parent.glob("latents-*/header.json")):
-            try:
-                header = json.loads(path.read_text())
-                interval = header.pop("anchor_interval", 1)
-                del header["latents"]
-            except (ValueError, KeyError, TypeError, AttributeError, OSError):
-                continue  # a damaged header is another cache's concern
-            if header == {name: value for name, value in self._about.items() if name != "anchor_interval"}:
+        for folder, header in headers.items():
+            interval = header.pop("anchor_interval", 1)
+            same = header == {name: value for name, value in self._about.items() if name != "anchor_interval"}
+            if same and not names.isdisjoint(os.listdir(folder)):
                 intervals.append(interval)
+            elif header.get("version") == 1:
+                log.warning("%s holds latents of an earlier version of mimicvideo, which are not read: it can be deleted", folder)
+        if self.every in intervals:
+            return self
         for interval in sorted(intervals):
             if self.every % interval == 0:
                 return LatentCache(self.folder.parent, self.source, self.window, self._key, interval)
@@ -280,8 +299,21 @@ class LatentCache:
             )
         return self
 
+    def _headers(self) -> dict[Path, dict[str, Any]]:
+        """What the headers of all caches there say but the latents' shape, by folder."""
+        headers = {}
+        for path in sorted(self.folder.parent.glob("latents-*/header.json")):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OSError):  # a damaged header is another's concern
+                header = json.loads(path.read_text())
+                del header["latents"]
+                headers[path.parent] = dict(header)
+        return headers
+
     def _path(self, episode: Episode) -> Path:
-        return self.folder / f"episode-{episode.index:06d}.bf16"
+        """Raises DatasetError if the episode's pictures cannot be read."""
+        if episode.index not in self._keys:
+            self._keys[episode.index] = self.source.picture_key(episode)
+        return self.folder / f"{self._keys[episode.index]}.bf16"
 
     def _read_header(self) -> tuple[int, ...] | None:
         try:
@@ -324,7 +356,6 @@ def filled_caches(
             everyone: list[Any] = [None] * ranks
             torch.distributed.all_gather_object(everyone, unreadable)  # waits for all, too
             unreadable = {index: reason for part in everyone for index, reason in part.items()}
-            cache = LatentCache(cache_dir, reader, window, key, cache.every)
             if left := [episode for episode in cache.missing(reader.episodes) if episode.index not in unreadable]:
                 raise OSError(f"{cache.folder} lacks {len(left)} episodes that other processes were to encode: is it on a shared disk?")
         faults += [Fault(number, index, reason) for index, reason in unreadable.items()]
@@ -341,7 +372,7 @@ def _signature(path: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-@contextmanager
+@contextlib.contextmanager
 def _disk(folder: Path) -> Iterator[None]:
     """Says in plain words what went wrong when a file could not be written."""
     try:
@@ -353,17 +384,10 @@ def _disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
-    """Writes a file under another name and renames it when it is complete and on the disk."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+def _write(path: Path, pieces: Iterable[bytes]) -> None:
+    """Writes a whole file, which is on the disk when it gets its name."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())

@@ -11,6 +11,7 @@ from jaxtyping import Float32, Float64, Int, UInt8
 from mimicvideo.data.decode import decode_frames
 from mimicvideo.data.episodes import Camera, Episodes, choose_cameras
 from mimicvideo.data.errors import DatasetError, VideoError
+from mimicvideo.data.identity import video_identity
 from mimicvideo.data.lerobot_tables import LeRobotEpisode, Tables, read_tables, read_timestamps
 from mimicvideo.data.scan import Verify, find_problems, video_damage
 
@@ -80,6 +81,10 @@ class LeRobotEpisodes(Episodes):
             return decode_frames(span.path, span.first + rows, self.tables.fps, self._size)
         except VideoError as error:
             raise VideoError(f"{span.path.name}: {error}") from error
+
+    def _shown(self, episode: LeRobotEpisode, camera: Camera) -> list[Any]:
+        span = episode.videos[camera.key]
+        return video_identity(span.path, span.first, episode.length, self.tables.fps)
 
     def _files(self) -> tuple[list[Path], list[Path]]:
         videos = {episode.videos[camera.key].path for episode in self.episodes for camera in self.cameras}

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mimicvideo.data.decode import VideoFacts, decode_frames, resize
 from mimicvideo.data.errors import DatasetError, VideoError
+from mimicvideo.data.identity import file_identity, video_identity
 from mimicvideo.data.lerobot_meta import AGAIN, Listed, Meta, feature_names, read_meta, read_parquet
 from mimicvideo.data.lerobot_tables import ACTION, STATE, matrix
 from mimicvideo.data.scan import changed_files, look, video_problem
@@ -95,6 +96,13 @@ class LeRobotStore(Store):
             return decode_frames(span.path, span.first + rows, self._meta.fps, size)
         except VideoError as error:
             raise VideoError(f"{span.path.name}: {error}") from error
+
+    def identity(self, entry: Entry, key: str) -> list[Any]:
+        listed: Listed = entry.place
+        if key in self._meta.images:
+            return [file_identity(listed.data), self._rows(listed).tolist()]
+        span = listed.videos[key]
+        return video_identity(span.path, span.first, listed.length, self._meta.fps)
 
     def problem(self, entry: Entry, cameras: Sequence[str], full: bool) -> str | None:
         listed: Listed = entry.place

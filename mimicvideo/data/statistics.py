@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from mimicvideo.atomic import whole_file
 from mimicvideo.data.representation import Representation
 from mimicvideo.data.window import Tail, Window, fill_tail
 from mimicvideo.normalize import CLIP_FACTOR
@@ -141,17 +141,10 @@ def _summary(values: Float32[np.ndarray, "values dims"]) -> dict[str, np.ndarray
 
 
 def _write(path: Path, statistics: Statistics) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps(statistics, default=lambda array: array.tolist())
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump({"sha256": hashlib.sha256(content.encode()).hexdigest(), "statistics": content}, file)
-        os.replace(partial, path)
-    except OSError:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps({"sha256": digest, "statistics": content}))
 
 
 def _parse(text: str) -> Statistics:

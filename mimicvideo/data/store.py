@@ -85,6 +85,17 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def identity(self, entry: Entry, key: str) -> list[Any]:
+        """All that the pictures of an entry are decoded from, as JSON: digests of what is stored of them.
+
+        It does not depend on other entries, nor on the entry's number, as far as the format lets the stored bytes of one entry be told
+        from those of others; nothing is decoded that is not stored plainly.
+
+        Raises:
+            VideoError, DatasetError: If they cannot be read.
+        """
+
+    @abstractmethod
     def problem(self, entry: Entry, cameras: Sequence[str], full: bool) -> str | None:
         """Why these pictures of an entry cannot be used: missing, too few, of another size; with `full`, every one is decoded."""
 

@@ -138,6 +138,13 @@ class StoredEpisodes(Episodes):
             frames = np.ascontiguousarray(frames[..., ::-1])
         return frames if back is None else frames[back]
 
+    def _shown(self, episode: StoredEpisode, camera: Camera) -> list[Any]:
+        pictures = episode.pictures.get(camera.key)
+        wanted = episode.kept if pictures is None else pictures[episode.kept]
+        rows = hashlib.sha256(wanted.astype("<i8").tobytes()).hexdigest()
+        changes = [camera.key in self._turned, camera.name in (self.spec.swap_colours or ())]
+        return [self.store.identity(episode.entry, camera.key), rows, changes]
+
     def _hash(self, files: Iterable[Path]) -> str:
         """With the description, on which everything that is read depends."""
         return hashlib.sha256(f"{super()._hash(files)} {self.spec}".encode()).hexdigest()

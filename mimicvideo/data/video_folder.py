@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt8
 
 from mimicvideo.data.decode import VideoFacts, decode_frames
 from mimicvideo.data.errors import DatasetError, VideoError
+from mimicvideo.data.identity import video_identity
 from mimicvideo.data.natural import natural
 from mimicvideo.data.remote import fetched, files_below
 from mimicvideo.data.scan import look
@@ -80,6 +81,12 @@ class VideoFolderStore(Store):
         numbers = np.minimum(np.rint(rows * (facts.fps / self.hz)).astype(np.int64), facts.frames - 1)
         wanted, back = np.unique(numbers, return_inverse=True)
         return decode_frames(entry.place, wanted, facts.fps, size)[back]
+
+    def identity(self, entry: Entry, key: str) -> list[Any]:
+        facts = self._facts[entry.place]
+        if isinstance(facts, str):
+            raise VideoError(facts)
+        return [self.hz, *video_identity(entry.place, 0, facts.frames, facts.fps)]
 
     def problem(self, entry: Entry, cameras: Sequence[str], full: bool) -> str | None:
         facts = self._facts[entry.place]

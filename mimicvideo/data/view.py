@@ -118,6 +118,10 @@ class View(Episodes):
     def damage(self, episode: ViewedEpisode) -> str | None:
         return self.source.damage(episode.source)
 
+    def picture_key(self, episode: ViewedEpisode) -> str:
+        rows = self._stored_rows(episode).astype("<i8").tobytes()
+        return hashlib.sha256(self.source.picture_key(episode.source).encode() + rows).hexdigest()
+
     @cached_property
     def fingerprint(self) -> str:
         return self._marked(self.source.fingerprint)

@@ -1,8 +1,10 @@
 """What lies in a zarr container, a folder or a zip file: its arrays by group, told from their metadata without decoding anything."""
 
+import hashlib
 import itertools
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.identity import file_identity
 from mimicvideo.data.remote import fetched, files_below
 
 # Codecs that turn bytes into numbers and nothing else. `pickle` runs what it reads; anything unknown may.
@@ -85,6 +88,22 @@ class Container:
                 raise DatasetError(f"the metadata of {where} are damaged ({type(error).__name__}: {error}): copy them again") from error
             found.setdefault(group, {})[key] = facts
         return found
+
+    def identity(self, facts: ArrayFacts) -> list[Any]:
+        """What an array is decoded from: its metadata and chunks, hashed; of remote folders, the marks of their versions.
+
+        Raises:
+            DatasetError: If a file cannot be read.
+        """
+        files = [name for name in (f"{_prefix(facts.path)}{end}" for end in (".zarray", "zarr.json")) if name in self.names]
+        files += [name for name in facts.chunk_names() if name in self.names]
+        inner = [name.removeprefix(_prefix(facts.path)) for name in files]
+        try:
+            if self.path.is_dir():
+                return [inner, [file_identity(self.path / name) for name in files]]
+            return [inner, [hashlib.sha256(content).hexdigest() for _, content in self._read(files)]]
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise DatasetError(f"array {facts.path!r} of {self.path} cannot be read: {error}") from error
 
     def _read(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
         if self.path.is_dir():

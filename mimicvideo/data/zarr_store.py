@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int, UInt8
 from mimicvideo.data.decode import resize
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.natural import natural
-from mimicvideo.data.remote import awaits, fetched, files_below, is_copy
+from mimicvideo.data.remote import AGAIN, awaits, fetched, files_below, is_copy
 from mimicvideo.data.store import Entry, Store
 from mimicvideo.data.zarr_files import ArrayFacts, Container, open_container
 
@@ -110,6 +110,9 @@ class ZarrStore(Store):
         except DatasetError as error:
             raise VideoError(str(error)) from error
 
+    def identity(self, entry: Entry, key: str) -> list[Any]:
+        return entry.place[0].identity(self._facts(entry, key))
+
     def problem(self, entry: Entry, cameras: Sequence[str], full: bool) -> str | None:
         container: Container = entry.place[0]
         for key in cameras:
@@ -198,8 +201,13 @@ def _fetching_store(root: Path) -> Any:
 
     class Fetching(LocalStore):
         async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
-            await asyncio.to_thread(fetched, self.root / key)
-            return await super().get(key, *args, **kwargs)
+            content = None
+            for _ in range(AGAIN):  # another process may drop the copy in between
+                await asyncio.to_thread(fetched, self.root / key)
+                content = await super().get(key, *args, **kwargs)
+                if content is not None or not awaits(self.root / key):
+                    return content
+            raise DatasetError(f"{self.root / key} is dropped as soon as it is fetched: raise remote_cache_gb")
 
     return Fetching(root, read_only=True)
 

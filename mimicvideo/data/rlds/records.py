@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from mimicvideo.atomic import whole_file
 from mimicvideo.data.rlds.example import Damaged, Read, Span, find_features
 from mimicvideo.data.rlds.tfrecord import FOOTER, find_records, is_intact
 
@@ -206,15 +206,7 @@ def _load(place: Path) -> dict[str, Shard]:
 
 
 def _save(place: Path, shards: Sequence[Shard]) -> None:
-    """Writes the index so that another process sees the whole of it or nothing."""
-    place.parent.mkdir(parents=True, exist_ok=True)
     facts = [{"name": s.path.name, "stamp": s.stamp, "records": len(s.rows), "problem": s.problem} for s in shards]
     arrays: dict[str, Any] = {name: np.concatenate([getattr(s, name) for s in shards]) for name in ("starts", "lengths", "rows")}
-    temporary = place.with_name(f"{place.stem}-{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
-        os.replace(temporary, place)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_file(place) as temporary, temporary.open("wb") as file:
+        np.savez(file, facts=np.array(json.dumps(facts)), **arrays)

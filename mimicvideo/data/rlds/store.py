@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -13,7 +14,7 @@ from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.rlds.example import Damaged
 from mimicvideo.data.rlds.records import Record, index_shards
 from mimicvideo.data.rlds.schema import Column, read_schema
-from mimicvideo.data.rlds.values import count_rows, decode_picture, picture_spans, read_values
+from mimicvideo.data.rlds.values import count_rows, decode_picture, feature_digest, picture_spans, read_values
 from mimicvideo.data.store import Entry, Store
 
 log = logging.getLogger(__name__)
@@ -83,10 +84,18 @@ class RldsStore(Store):
             for number, row in enumerate(rows.tolist()):
                 if row >= len(spans):
                     raise Damaged(f"there are {len(spans)} pictures, none for row {row}")
-                frames[number] = self._picture(record, spans[row], row, (height, width))
+                self._picture(record, spans[row], row, frames[number])
         except Damaged as error:
             raise VideoError(f"{entry.name}: {error}") from error
         return resize(frames, size)
+
+    def identity(self, entry: Entry, key: str) -> list[Any]:
+        column = self._columns[key]
+        try:
+            record = self._record(entry)
+            return [self.cameras[key], feature_digest(record, column)]
+        except Damaged as error:
+            raise VideoError(f"{entry.name}: {error}") from error
 
     def problem(self, entry: Entry, cameras: Sequence[str], full: bool) -> str | None:
         shard, number = self._shards[entry.place[0]], entry.place[1]
@@ -98,11 +107,12 @@ class RldsStore(Store):
                 spans = picture_spans(record, self._columns[key])
                 if len(spans) != entry.rows:
                     return f"{entry.name} has {len(spans)} pictures {key} for {entry.rows} steps"
-                first = self._picture(record, spans[0], 0, self.cameras[key]) if spans else np.ones(0)
+                pixels = np.empty((*self.cameras[key], 3), np.uint8)
+                first = self._picture(record, spans[0], 0, pixels) if spans else np.ones(0)
                 if not first.any() and len({record.read(start, end - start) for start, end in spans}) == 1:
                     return f"{entry.name} has no view {key}: all its pictures are black"
                 for row, span in enumerate(spans if full else ()):
-                    self._picture(record, span, row, self.cameras[key])
+                    self._picture(record, span, row, pixels)
         except Damaged as error:
             return f"{entry.name}: {error}"
         return None
@@ -127,14 +137,17 @@ class RldsStore(Store):
             raise DatasetError(f"{entry.name}: {key} has {len(values)} values for one episode")
         return np.repeat(values, entry.rows, axis=0)
 
-    def _picture(self, record: Record, span: tuple[int, int], row: int, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    def _picture(
+        self, record: Record, span: tuple[int, int], row: int, into: UInt8[np.ndarray, "height width 3"]
+    ) -> UInt8[np.ndarray, "height width 3"]:
         try:
-            picture = decode_picture(record.read(span[0], span[1] - span[0]))
+            picture = decode_picture(record.read(span[0], span[1] - span[0]), into)
         except Damaged as error:
             raise Damaged(f"the picture of row {row} is {error}") from error
-        if picture.shape[:2] != size:
-            raise Damaged(f"the picture of row {row} is {picture.shape[0]} x {picture.shape[1]} pixels, not {size[0]} x {size[1]}")
-        return picture
+        if picture.shape != into.shape:
+            sizes = [f"{height} x {width}" for height, width, _ in (picture.shape, into.shape)]
+            raise Damaged(f"the picture of row {row} is {sizes[0]} pixels, not {sizes[1]}")
+        return into
 
     def _of_kind(self, kind: str) -> dict[str, Column]:
         return {key: column for key, column in self._columns.items() if column.kind == kind}

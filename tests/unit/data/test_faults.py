@@ -181,7 +181,8 @@ def test_latents_that_vanish(made: Made, tmp_path: Path) -> None:
     corrupt(made, unreadable)
     data.attach_latents(encode, "vae", str(tmp_path / "cache"))
     assert list(data.skipped) == [f"data/{unreadable}"], "encoding goes on"
-    next(tmp_path.glob(f"cache/*/episode-{gone:06d}.bf16")).unlink()
+    reader = data.readers["data"]
+    next(tmp_path.glob(f"cache/*/{reader.picture_key(reader.listed[gone])}.bf16")).unlink()
     seen = {episode for batch in batches(data, 20) for episode in batch["episode"].tolist()}
     assert not {unreadable, gone} & seen and len(seen) == 16
     assert (

@@ -46,6 +46,11 @@ def fill(tmp_path: Path, reader: LeRobotEpisodes, key: str = "vae", window: Wind
     return cache
 
 
+def name(cache: LatentCache, episode: int) -> str:
+    """Of an episode's file."""
+    return f"{cache.source.picture_key(cache.source.listed[episode])}.bf16"
+
+
 def check(cache: LatentCache, reader: LeRobotEpisodes) -> None:
     for episode in reader.episodes:
         for anchor in range(WINDOW.clip_anchors(episode.length)):
@@ -107,11 +112,12 @@ def test_anything_else_is_another_cache(tmp_path: Path, reader: LeRobotEpisodes)
         "frames": LatentCache(tmp_path / "cache", reader, Window(1, 8, 2), "vae"),
         "size": LatentCache(tmp_path / "cache", LeRobotEpisodes(reader.root, size=(8, 8)), WINDOW, "vae"),
     }
+    for what, cache in others.items():
+        assert len(cache.missing(reader.episodes)) == 3, what
+    assert len({cache.folder for cache in others.values()}) == 4
     (reader.root / "meta/info.json").write_text((reader.root / "meta/info.json").read_text() + " ")
-    others["data"] = LatentCache(tmp_path / "cache", LeRobotEpisodes(reader.root), WINDOW, "vae")
-    for name, cache in others.items():
-        assert len(cache.missing(reader.episodes)) == 3, name
-    assert len({cache.folder for cache in others.values()}) == 5
+    same = LatentCache(tmp_path / "cache", LeRobotEpisodes(reader.root), WINDOW, "vae")
+    assert same.missing(reader.episodes) == [], "pictures do not depend on the rest of the dataset"
     horizon = LatentCache(tmp_path / "cache", reader, Window(5, 4, 2, horizon=7, stride=6), "vae")
     assert horizon.missing(reader.episodes) == [], "stage 2 shares the cache of stage 1"
 
@@ -119,7 +125,7 @@ def test_anything_else_is_another_cache(tmp_path: Path, reader: LeRobotEpisodes)
 @pytest.mark.parametrize("damage", ["flip", "flip_digest", "cut", "longer", "empty", "header"])
 def test_damage_is_found_and_mended(tmp_path: Path, reader: LeRobotEpisodes, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     cache = fill(tmp_path, reader)
-    path = cache.folder / ("header.json" if damage == "header" else "episode-000001.bf16")
+    path = cache.folder / ("header.json" if damage == "header" else name(cache, 1))
     data = bytearray(path.read_bytes())
     if damage.startswith("flip"):
         data[-1 if damage == "flip_digest" else 100] ^= 1
@@ -142,7 +148,7 @@ def test_an_interrupted_encoding_leaves_whole_files_only(tmp_path: Path, reader:
     cache = LatentCache(tmp_path / "cache", reader, WINDOW, "vae")
     with pytest.raises(KeyboardInterrupt):
         cache.encode(reader.episodes, stops, progress=False)
-    assert sorted(path.name for path in cache.folder.iterdir()) == ["episode-000000.bf16", "header.json"]
+    assert {path.name for path in cache.folder.iterdir()} == {name(cache, 0), "header.json"}
     left = LatentCache(tmp_path / "cache", reader, WINDOW, "vae").missing(reader.episodes)
     assert [episode.index for episode in left] == [1, 2]
     check(fill(tmp_path, reader), reader)
@@ -162,10 +168,10 @@ def largest_file(size: int) -> Iterator[None]:
 def test_a_full_disk_is_said_and_costs_the_new_file_only(tmp_path: Path, reader: LeRobotEpisodes) -> None:
     cache = LatentCache(tmp_path / "cache", reader, WINDOW, "vae")
     cache.encode(reader.episodes[:1], Encoder(), progress=False)
-    size = os.path.getsize(cache.folder / "episode-000000.bf16")
+    size = os.path.getsize(cache.folder / name(cache, 0))
     with largest_file(size), pytest.raises(OSError, match="could not write latents to .*free some space, or choose another latent_cache"):
         cache.encode(reader.episodes[2:], Encoder(), progress=False)
-    assert sorted(path.name for path in cache.folder.iterdir()) == ["episode-000000.bf16", "header.json"]
+    assert {path.name for path in cache.folder.iterdir()} == {name(cache, 0), "header.json"}
     check(fill(tmp_path, reader), reader)
 
 
@@ -198,5 +204,5 @@ def test_reading_decodes_nothing(tmp_path: Path, reader: LeRobotEpisodes, monkey
     assert (
         value.dtype == torch.bfloat16
         and value.shape == (3, 3, 2, 2)
-        and np.prod(value.shape) * 2 * 20 + 32 == os.path.getsize(cache.folder / "episode-000000.bf16")
+        and np.prod(value.shape) * 2 * 20 + 32 == os.path.getsize(cache.folder / name(cache, 0))
     )

@@ -27,7 +27,6 @@ VIDEO = "videos/chunk-000/observation.images.corner2/episode_00000{}.mp4"
 @pytest.fixture(autouse=True)
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryFileSystem]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "_spent", remote._Spent())
     system = fsspec.filesystem("memory")
     yield system
     system.rm("/", recursive=True)
@@ -37,13 +36,17 @@ def upload(system: MemoryFileSystem, folder: Path) -> None:
     system.put(f"{folder}/", "/bucket/data/set/", recursive=True)
 
 
+def cached(tmp_path: Path) -> Path:
+    return next(path for path in (tmp_path / "cache/mimicvideo/remote").iterdir() if path.is_dir())
+
+
 def copies(tmp_path: Path, suffix: str = "") -> set[str]:
-    folder = next((tmp_path / "cache/mimicvideo/remote").iterdir())
+    folder = cached(tmp_path)
     return {path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}") if path.is_file()}
 
 
 def used(tmp_path: Path) -> int:
-    folder = next((tmp_path / "cache/mimicvideo/remote").iterdir())
+    folder = cached(tmp_path)
     return sum((folder / name).stat().st_size for name in copies(tmp_path))
 
 
@@ -100,7 +103,7 @@ def test_the_cache_is_bounded_and_drops_what_was_not_used_for_longest(tmp_path: 
 def test_a_limit_below_the_tables_is_refused(tmp_path: Path, memory: MemoryFileSystem) -> None:
     lerobot_v21(tmp_path / "local")
     upload(memory, tmp_path / "local")
-    with pytest.raises(DatasetError, match="the tables of memory://bucket/data/set take .* GB.*: raise remote_cache_gb"):
+    with pytest.raises(DatasetError, match="what is always needed of memory://bucket/data/set.* takes .* GB.*: raise remote_cache_gb"):
         open_episodes(URL, remote_cache_gb=1e-6)
     with pytest.raises(ValueError, match="remote_cache_gb must be positive"):
         open_episodes(URL, remote_cache_gb=0)
@@ -135,7 +138,7 @@ def test_half_a_download_leaves_nothing(tmp_path: Path, memory: MemoryFileSystem
     monkeypatch.setattr(MemoryFileSystem, "get_file", torn)
     with pytest.raises(DatasetError, match="set/b.mp4 cannot be fetched into .*: OSError: 3 of 5 bytes arrived"):
         fetched(folder / "b.mp4")
-    assert {path.name for path in folder.iterdir()} == {"a.txt", ".remote.json"}
+    assert {path.name for path in folder.iterdir()} == {"a.txt", ".remote.json", ".in-use"}
 
 
 def test_a_vanished_file_is_named(tmp_path: Path, memory: MemoryFileSystem) -> None:
