@@ -52,7 +52,7 @@ class Counted:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Counted]:
     """The files that were opened, in order; they are read with PyAV."""
-    opened, really = [], decode_module._open
+    opened, really = [], decode_module.open_video
 
     @contextmanager
     def opening(*arguments: Any) -> Iterator[tuple[Any, Any]]:
@@ -61,7 +61,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Counted]:
             yield opened[-1], stream
 
     monkeypatch.setattr(decode_module, "torchcodec_frames", lambda *_: None)
-    monkeypatch.setattr(decode_module, "_open", opening)
+    monkeypatch.setattr(decode_module, "open_video", opening)
     return opened
 
 
