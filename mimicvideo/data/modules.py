@@ -21,14 +21,13 @@ from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Ledger
 from mimicvideo.data.latents import LatentCache, filled_caches
 from mimicvideo.data.loading import Loader, died
-from mimicvideo.data.members import Members, divide
+from mimicvideo.data.members import Members, divide, held_out
 from mimicvideo.data.mixture import Share, WeightBy, checked_mixture, table
 from mimicvideo.data.resume import Place, interrupted
 from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order, WindowOrder, spread
 from mimicvideo.data.scan import Verify
 from mimicvideo.data.sources import Source, require_same
 from mimicvideo.data.spec import DatasetSpec
-from mimicvideo.data.split import validation_episodes
 from mimicvideo.data.view import viewed
 from mimicvideo.data.window import Window
 
@@ -217,7 +216,7 @@ class ClipData(LightningDataModule):
 
     def held_out(self, reader: Episodes) -> set[int]:
         """Indices of a dataset's episodes that validate."""
-        return validation_episodes(list(zip(reader.listed.indices.tolist(), reader.listed.tasks, strict=True)), **self._split)
+        return held_out(reader, self._split)
 
     @property
     def skipped(self) -> dict[str, str]:

@@ -76,8 +76,8 @@ class View(Episodes):
             )
         faster = self._frame_hz / self._stored_hz
         stored = source.listed.lengths
-        lengths = np.where(stored > 0, (stored - 1) * faster.numerator // faster.denominator + 1, 0)
-        self.listed = Listing(source.listed.indices, lengths, self._viewed, source.listed.task_names, source.listed.task_codes)
+        self._lengths = np.where(stored > 0, (stored - 1) * faster.numerator // faster.denominator + 1, 0)
+        self.listed = Listing(source.listed.indices, self._lengths, self._viewed, source.listed.task_names, source.listed.task_codes)
         self.skipped = dict(source.skipped)
         self.episodes = self.listed.take(np.flatnonzero(~np.isin(self.listed.indices, list(self.skipped))))
         self._numbers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -131,7 +131,7 @@ class View(Episodes):
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def _viewed(self, place: int) -> ViewedEpisode:
-        episode, length = self.source.listed[place], int(self.listed.lengths[place])
+        episode, length = self.source.listed[place], int(self._lengths[place])
         return ViewedEpisode(episode.index, length, episode.instructions, episode.task, episode)
 
     def _both(self, episode: ViewedEpisode) -> tuple[np.ndarray, np.ndarray]:
