@@ -89,7 +89,8 @@ def held_out(reader: Episodes, split: Mapping[str, Any]) -> set[int]:
         reader: The dataset.
         split: `fraction`, `count` and `seed` of `validation_episodes`.
     """
-    return validation_episodes(list(zip(reader.listed.indices.tolist(), reader.listed.tasks, strict=True)), **split)
+    listed = reader.listed
+    return validation_episodes(listed.indices, listed.task_codes, listed.task_names, **split)
 
 
 def divide(readers: Mapping[str, Episodes], split: Mapping[str, Any], skipped: Mapping[str, Iterable[int]]) -> tuple[Members, Members]:
