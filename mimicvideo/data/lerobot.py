@@ -129,11 +129,13 @@ class LeRobotEpisodes(Episodes):
         if first.null_count:
             self._told_in_rows = {place: self._sentence_in_rows(place) for place in np.flatnonzero(first.is_null()).tolist()}
             told = pa.array([self._told_in_rows.get(place) for place in range(len(listing))], first.type)
-            first = pc.coalesce(first, told)
+            first = pc.fill_null(first, told)
         if listing.task_names is not None:
-            first = pc.coalesce(pc.if_else(pc.not_equal(listing.task_names, ""), listing.task_names, None), first)
+            first = pc.fill_null(listing.task_names.cast(first.type), first)
         tasks = first.dictionary_encode()
         names, codes = tasks.dictionary.to_pylist(), tasks.indices.to_numpy()
+        del first, tasks
+        pa.default_memory_pool().release_unused()  # 120 MB after a million different sentences
         return Listing(listing.indices, listing.lengths, self._made, names, codes)
 
     def _made(self, place: int) -> LeRobotEpisode:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Int
 
 from mimicvideo.data.errors import DatasetError
@@ -49,7 +48,7 @@ class EpisodeTable:
         indices: Numbers of the episodes, ascending.
         lengths: Their rows.
         told: Their sentences, lists of strings; null or empty where none are listed.
-        task_names: Their tasks in their benchmark, which LeRobotWriter adds; None if nobody did.
+        task_names: Their tasks in their benchmark, which LeRobotWriter adds, or null; None if nobody did.
         data: Chunk and file of their rows.
         videos: By the key of the camera's feature, chunk and file of their pictures; `NOWHERE` if there are none.
         firsts: By the same key, the frame of that file which is an episode's first.
@@ -76,7 +75,7 @@ class EpisodeTable:
 
     def task_name(self, place: int) -> str | None:
         """Its task in its benchmark."""
-        return None if self.task_names is None else self.task_names[place].as_py() or None
+        return None if self.task_names is None else self.task_names[place].as_py()
 
     def video(self, place: int, key: str) -> VideoSpan | None:
         """Where its pictures of a camera are; None if it has none."""
@@ -174,7 +173,7 @@ def _columns(root: Path, info: dict[str, Any], keys: Sequence[str], table: pa.Ta
         return np.round(seconds * float(info["fps"])).astype(np.int64)
 
     listed = [key for key in keys if f"videos/{key}/chunk_index" in table.column_names]
-    none = pa.nulls(len(table), pa.list_(pa.string()))
+    none, named = pa.nulls(len(table), pa.list_(pa.string())), "task_name" in table.column_names
     return EpisodeTable(
         root,
         info.get("data_path") or DATA_PATHS["v3"],
@@ -183,7 +182,7 @@ def _columns(root: Path, info: dict[str, Any], keys: Sequence[str], table: pa.Ta
         indices=table["episode_index"].to_numpy(),
         lengths=table["length"].to_numpy(),
         told=_array(table["tasks"]) if "tasks" in table.column_names else none,
-        task_names=_array(table["task_name"]) if "task_name" in table.column_names else None,
+        task_names=pa.array([name or None for name in table["task_name"].to_pylist()], pa.string()) if named else None,
         data=pair("data"),
         videos={key: pair(f"videos/{key}") for key in listed},
         firsts={key: firsts(key) for key in listed},
@@ -237,7 +236,7 @@ def read_v2(root: Path, info: dict[str, Any]) -> tuple[EpisodeTable, list[Path]]
 
 def first_sentences(told: pa.Array) -> pa.Array:
     """The first string of each list; null where there is none."""
-    lengths = pc.fill_null(pc.list_value_length(told), 0).to_numpy()
+    lengths = told.value_lengths().fill_null(0).to_numpy()
     firsts = np.cumsum(lengths) - lengths  # in the strings of all lists, one after the other
     return told.flatten().take(pa.array(firsts, pa.int64(), mask=lengths == 0))
 

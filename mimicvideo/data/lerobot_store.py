@@ -51,7 +51,7 @@ class LeRobotStore(Store):
             for key, feature in meta.features.items()
             if str(feature.get("dtype")).rstrip("0123456789") in NUMBERS
         }
-        named = meta.listing.task_names is not None and any(meta.listing.task_names.unique().to_pylist())
+        named = meta.listing.task_names is not None and meta.listing.task_names.null_count < len(meta.listing)
         strings = [key for key, feature in meta.features.items() if feature.get("dtype") == "string"]
         self.text_keys = ["task", *(["task_name"] if named else []), *strings]
         self.defaults = {
@@ -161,7 +161,8 @@ class LeRobotStore(Store):
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({**state, "_lock": threading.Lock()})
+        for name, value in {**state, "_lock": threading.Lock()}.items():
+            setattr(self, name, value)
 
 
 def _decode_picture(stored: Any, row: int) -> UInt8[np.ndarray, "height width 3"]:
