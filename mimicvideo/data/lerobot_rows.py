@@ -19,31 +19,30 @@ from mimicvideo.data.lerobot_meta import Meta
 EPISODE, FRAME = "episode_index", "frame_index"
 STRETCH_ROWS = 2**14  # row groups are read together up to about so many rows: LeRobot writes one per episode, which are slow one by one
 KEPT_BYTES = 2**30  # of columns, in each process: 19 million rows of 14 float32 numbers
-KEPT_FILES = 64  # of which the footer is kept
+KEPT_FILES = 2**17  # of which is known where their stretches lie: a version 2 dataset has one for each episode
+KEPT_FOOTERS = 4  # that of a file with a row group for each of thousands of episodes takes 10 ms to parse
 
 Column = Any  # np.ndarray [rows, numbers], or a pa.Array of strings
 
 
 @dataclass(frozen=True)
 class _File:
-    """A parquet file's footer, and its row groups put together to stretches.
+    """What is known of a parquet file: its columns, and its row groups put together to stretches.
 
     Attributes:
-        footer: As Arrow has it.
         names: Of its columns.
         groups: Of each stretch.
         ends: The row after the last of each stretch.
     """
 
-    footer: pq.FileMetaData
-    names: list[str]
+    names: tuple[str, ...]
     groups: list[range]
     ends: Int[np.ndarray, " stretches"]
 
     @property
     def rows(self) -> int:
         """Of the whole file."""
-        return self.footer.num_rows
+        return int(self.ends[-1])
 
 
 class LeRobotRows:
@@ -100,7 +99,7 @@ class LeRobotRows:
         """Rows of a data file, by its number in the listing."""
         return self._file(code).rows
 
-    def names(self, place: int) -> list[str]:
+    def names(self, place: int) -> tuple[str, ...]:
         """The columns of an episode's file."""
         return self._file(int(self._meta.listing.codes[place])).names
 
@@ -129,7 +128,8 @@ class LeRobotRows:
                 self._files.move_to_end(code)
                 return self._files[code]
             with open_parquet(self._meta.root, self._meta.listing.file(code)) as file:
-                footer, names = file.metadata, file.schema_arrow.names
+                footer, names = file.metadata, tuple(file.schema_arrow.names)
+            self._keep_footer(code, footer)
             ends = np.cumsum([footer.row_group(group).num_rows for group in range(footer.num_row_groups)], dtype=np.int64)
             if not len(ends):
                 raise DatasetError(f"{self._meta.listing.file(code)} holds no rows: {AGAIN}")
@@ -137,7 +137,7 @@ class LeRobotRows:
             last = np.flatnonzero(np.diff(number, append=number[-1] + 1))
             firsts = [0, *(last[:-1] + 1).tolist()]
             groups = [range(first, end + 1) for first, end in zip(firsts, last.tolist(), strict=True)]
-            self._files[code] = found = _File(footer, names, groups, ends[last])
+            self._files[code] = found = _File(self._names.setdefault(names, names), groups, ends[last])
             if len(self._files) > KEPT_FILES:
                 self._files.popitem(last=False)
             return found
@@ -160,9 +160,16 @@ class LeRobotRows:
             raise DatasetError(f"{self._meta.root} is truncated: {path.relative_to(self._meta.root)} is missing; {AGAIN}")
         if lacks := [name for name in names if name not in file.names]:
             raise DatasetError(f"{path} lacks the column {lacks[0]}: {AGAIN}")
-        with damaged(path), pq.ParquetFile(path, metadata=file.footer) as parquet:
+        with damaged(path), pq.ParquetFile(path, metadata=self._footers.get(code)) as parquet:
+            self._keep_footer(code, parquet.metadata)
             table = parquet.read_row_groups(list(file.groups[number]), columns=list(names))
         return [self._converted(table[name].combine_chunks(), path, name) for name in names]
+
+    def _keep_footer(self, code: int, footer: pq.FileMetaData) -> None:
+        self._footers[code] = footer
+        self._footers.move_to_end(code)
+        if len(self._footers) > KEPT_FOOTERS:
+            self._footers.popitem(last=False)
 
     def _converted(self, column: Any, path: Any, name: str) -> Column:
         column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
@@ -175,6 +182,8 @@ class LeRobotRows:
 
     def _forget(self) -> None:
         self._files: OrderedDict[int, _File] = OrderedDict()
+        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}  # files have the same, which are kept once
+        self._footers: OrderedDict[int, pq.FileMetaData] = OrderedDict()
         self._kept: OrderedDict[tuple[int, int], dict[str, Column]] = OrderedDict()  # by file and stretch
         self._bytes, self._lock = 0, threading.Lock()
 
@@ -202,7 +211,7 @@ def _matrix(values: pa.Array, path: Any, name: str) -> np.ndarray:
         if values.null_count:
             raise DatasetError(f"{path} has {values.null_count} rows without {name}: {AGAIN}")
         values, nested = values.flatten(), True
-    flat = values.to_numpy(zero_copy_only=False)
+    flat = np.require(values.to_numpy(zero_copy_only=False), requirements="W")  # Arrow's own memory is not to be written to
     if nested and (rows == 0 or len(flat) % rows):
         raise DatasetError(f"{path} holds {len(flat)} numbers of {name} in {rows} rows, which are not equally long: {AGAIN}")
     return flat.reshape(rows, -1)

@@ -67,7 +67,7 @@ class LeRobotStore(Store):
 
     def numbers(self, entry: Entry, keys: Sequence[str]) -> dict[str, np.ndarray]:
         found = self._rows.read(entry.place, keys)
-        return {key: values.reshape(len(values), *self.keys[key]) for key, values in found.items()}
+        return {key: values.reshape(len(values), *self.keys[key]).copy() for key, values in found.items()}  # others are kept
 
     def texts(self, entry: Entry, key: str) -> list[str]:
         listing = self._meta.listing

@@ -250,3 +250,14 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     pq.write_table(table.set_column(table.column_names.index("action"), "action", wide), tmp_path / "d" / DATA_FILE)
     with pytest.raises(DatasetError, match="holds 4 numbers of action per row, meta/info.json says \\[3\\]"):
         LeRobotEpisodes(tmp_path / "d")
+
+
+def test_a_file_per_episode_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lerobot_v21(tmp_path / "d")
+    monkeypatch.setattr(lerobot_rows, "KEPT_FOOTERS", 1)
+    reader = open_episodes(tmp_path / "d")
+    before = [reader.actions(episode) for episode in reader.episodes]
+    for file in (tmp_path / "d/data").rglob("*.parquet"):
+        file.unlink()
+    for episode, actions in zip(reader.episodes, before, strict=True):
+        np.testing.assert_array_equal(reader.actions(episode), actions)
