@@ -24,7 +24,6 @@ from loader_timing import memory_mb, timed
 from torch import Tensor
 
 from mimicvideo.data.demonstration_data import DemonstrationData
-from mimicvideo.data.sampler import BatchStream
 
 HERE = Path(__file__).resolve().parent
 FRAMES, OBSERVED, INTERVAL = 61, 5, 6
@@ -86,41 +85,24 @@ def cached_latents(root: Path, folder: Path, workers: int, seconds: float) -> di
     return timed(lambda: iter(data.train_dataloader()), 32, FRAMES, seconds, 0.1)
 
 
-def scale(*arguments: Any) -> dict[str, Any]:
-    """Runs `opening` in a process of its own."""
-    command = [sys.executable, HERE / "data.py", "--scale", *map(str, arguments)]
+def scale(episodes: int, rows: int) -> dict[str, Any]:
+    """Opens a synthetic index of `episodes` episodes of about `rows` rows in a process of its own, and draws from it on four ranks."""
+    command = [sys.executable, HERE / "data.py", "--scale", str(episodes), str(rows)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def scales(work: Path, only: list[int] | None = None) -> Iterator[dict[str, Any]]:
-    """What a million episodes cost before the first picture is read: an index in memory, and the meta folders of LeRobot datasets."""
-    episodes, rows = only or (10**6, 100)
-    yield {"index": "in memory", **scale(episodes, rows)}
-    for tasks in (10_000, episodes):
-        root = work / f"meta-{tasks}"
-        maker = HERE / "synthetic_lerobot.py"
-        subprocess.run([sys.executable, maker, root, str(episodes), str(rows), str(tasks)], check=True)
-        yield {"index": f"LeRobot v3.0, {tasks} different sentences", **scale(episodes, rows, root)}
-
-
-def opening(episodes: int, rows: int, root: Path | None = None) -> dict[str, Any]:
-    """Sets up stage 2's data over a dataset of which there are `episodes` episodes of about `rows` rows, and draws from it on four ranks.
-
-    Args:
-        root: Of a LeRobot dataset; None for an index in memory.
-    """
+def open_synthetic(episodes: int, rows: int) -> dict[str, Any]:
+    """What `scale` runs: setting up both stages' data over an index in memory."""
     from synthetic_index import SyntheticData
-    from synthetic_lerobot import CAMERAS
 
-    before, cpu = memory_mb(), time.process_time()
+    before = memory_mb()
     start = time.perf_counter()
     lengths = np.random.default_rng(0).integers(rows // 2, 3 * rows // 2 + 1, episodes)
-    front = CAMERAS[0].rpartition(".")[2]
-    data = DemonstrationData(7, 7, 60, root=str(root), cameras=[front], frame_interval=6) if root else SyntheticData(lengths)
+    data = SyntheticData(lengths)
     data.setup()
-    streams = [iter(BatchStream(data._order(), 32, rank, 4)) for rank in range(4)]
+    streams = [iter(data.stream(rank, 4)) for rank in range(4)]
     first = [next(stream) for stream in streams]
-    opened, cpu = time.perf_counter() - start, time.process_time() - cpu
+    opened = time.perf_counter() - start
     start, drawn = time.perf_counter(), 0
     positions = {item.position for batch in first for item in batch}
     while time.perf_counter() - start < 5:
@@ -129,14 +111,12 @@ def opening(episodes: int, rows: int, root: Path | None = None) -> dict[str, Any
             positions |= {item.position for item in batch}
             drawn += len(batch)
     wall = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        "episodes": sum(len(reader.episodes) for reader in data.readers.values()),
-        "frames": sum(int(reader.episodes.lengths.sum()) for reader in data.readers.values()),
+        "episodes": episodes,
+        "frames": int(lengths.sum()),
         "open_seconds": round(opened, 2),
-        "open_cpu_seconds": round(cpu, 2),
-        "peak_mb_above_imports": round(peak / 1e6 - before),
-        "peak_mb": round(peak / 1e6),
+        "peak_mb_above_imports": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
         "draws_per_second": round(drawn / wall),
         "overlap_of_ranks": drawn + sum(map(len, first)) - len(positions),
     }
@@ -197,19 +177,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--episodes", type=int, default=3)
     parser.add_argument("--rows", type=int, default=450)
-    parser.add_argument("--index", type=int, nargs=2, metavar=("EPISODES", "ROWS"), help="only open an index of so many, print and end")
-    parser.add_argument("--scale", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--scale", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.lerobot = arguments.lerobot.resolve()
     torch.set_num_threads(1)
     if arguments.scale:
-        episodes, rows, *root = arguments.scale
-        print(json.dumps(opening(int(episodes), int(rows), *map(Path, root))))
-        return
-    if arguments.index:
-        with tempfile.TemporaryDirectory() as work:
-            for row in scales(Path(work), arguments.index):
-                print(json.dumps(row), flush=True)
+        print(json.dumps(open_synthetic(*arguments.scale)))
         return
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     record: dict[str, Any] = {
@@ -219,10 +192,10 @@ def main() -> None:
         "cores": os.cpu_count(),
         "load_before": os.getloadavg()[0],
         "note": "rates depend on what else the machine did: compare rows with their neighbours, and CPU seconds rather than rates",
+        "index": scale(10**6, 100),
         "rows": [],
     }
     with tempfile.TemporaryDirectory() as work:
-        record["index"] = list(scales(Path(work)))
         for row in rows_of_the_table(arguments, Path(work)):
             print(json.dumps(row), flush=True)
             record["rows"].append({**row, "load_after": round(os.getloadavg()[0], 1)})

@@ -8,6 +8,7 @@ import numpy as np
 from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.episodes import Camera, Episode, Episodes
 from mimicvideo.data.listing import Listing
+from mimicvideo.data.sampler import BatchStream
 
 
 class SyntheticEpisodes(Episodes):
@@ -64,3 +65,7 @@ class SyntheticData(DemonstrationData):
     def __init__(self, lengths: np.ndarray, **kwargs: Any) -> None:
         super().__init__(7, 7, 60, root=".", frame_interval=6, **kwargs)
         self._sources = {"data": _Opened(lengths)}  # type: ignore[assignment]
+
+    def stream(self, rank: int, ranks: int) -> BatchStream:
+        """What the rank's loader would be asked for."""
+        return BatchStream(self._order(), self._batch_size, rank, ranks)
