@@ -143,7 +143,7 @@ def test_the_meta_folder_alone_is_checked(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="meta/episodes lacks length"):
         LeRobotEpisodes(tmp_path / "lacks", verify="meta")
     by_lerobot(tmp_path / "blind")
-    nowhere = dict.fromkeys((f"videos/observation.images.corner2/{name}_index" for name in ("chunk", "file")), [0, 0, None])
+    nowhere = {f"videos/observation.images.corner2/{name}_index": [0, 0, None] for name in ("chunk", "file")}
     change_rows(tmp_path / "blind", lambda columns: columns.update(nowhere), EPISODES_FILE)
     with pytest.raises(DatasetError, match="1 of 3 .*\n  episode 2: it has no video of camera corner2"):
         LeRobotEpisodes(tmp_path / "blind", verify="meta")
