@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mimicvideo.data.captions import SIDECAR_VERSION, LongCaption, content_of, read_long_captions, sidecar_path
+from mimicvideo.data.episodes import Episode
 from mimicvideo.data.language import is_empty
-from mimicvideo.data.lerobot_tables import Episode
 from mimicvideo.data.open import open_episodes
 from mimicvideo.reason.vision_language import VisionLanguageModel
 

@@ -28,6 +28,12 @@ def nearest(word: str, names: Iterable[str]) -> str:
     return f" (there is {', '.join(names)})" if names else ""
 
 
+def similar(word: str, names: Iterable[str]) -> str:
+    """` (did you mean 'tau'?)` for the middle of a sentence; nothing where no name is similar."""
+    close = difflib.get_close_matches(word, list(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def nearest_key(key: str, keys: Iterable[str]) -> str:
     """Like `nearest` for a dotted key: finds the first part that leads nowhere and offers what could stand there."""
     keys, parts = list(keys), key.split(".")

@@ -94,8 +94,8 @@ class DemonstrationData(ClipData):
         return self._statistics
 
     def _compute_statistics(self) -> Statistics:
-        actions = [member.source.actions(member.episode) for member in self._training]
-        proprio = [member.source.proprio(member.episode) for member in self._training]
+        numbers = [(member.source.actions(member.episode), member.source.proprio(member.episode)) for member in self._training]
+        actions, proprio = ([pair[place] for pair in numbers] for place in (0, 1))  # of each episode at once: files are read once
         representation = self._training[0].source.representation
         return window_statistics(actions, proprio, self.window, self._tail, self._hold_dims, self._history, representation)
 

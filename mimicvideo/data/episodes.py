@@ -1,6 +1,5 @@
 """Episodes: what every dataset is to the rest of the program, whatever its format: frames, states, actions and instructions."""
 
-import difflib
 import hashlib
 import json
 import logging
@@ -18,6 +17,7 @@ from jaxtyping import Float32, Float64, Int, UInt8
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.hashes import file_sha256
 from mimicvideo.data.listing import Listing
+from mimicvideo.messages import similar
 
 if TYPE_CHECKING:
     from mimicvideo.data.representation import Representation
@@ -277,9 +277,7 @@ def choose_cameras(root: Path, there: Mapping[str, Camera], names: Sequence[str]
     by_key = {camera.key: camera for camera in there.values()}
     for name in names:
         if name not in there and name not in by_key:
-            close = difflib.get_close_matches(name, there, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise DatasetError(f"{root} has no camera {name!r}{hint}; it has {', '.join(there)}")
+            raise DatasetError(f"{root} has no camera {name!r}{similar(name, there)}; it has {', '.join(there)}")
     if not names or len(set(names)) < len(names):
         raise DatasetError(f"cameras must name at least one camera, each once, got {list(names)}")
     return [there[name] if name in there else by_key[name] for name in names]

@@ -1,8 +1,9 @@
-"""The files of a LeRobotDataset v3.0 that hold no video: tables and JSON."""
+"""The files of a LeRobotDataset that hold no video, tables and JSON: read, and written as version 3.0 has them."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Shaped
+
+from mimicvideo.data.errors import DatasetError
+
+AGAIN = "copy or download the dataset again"
 
 
 def columns_table(columns: Mapping[str, Shaped[np.ndarray, "rows dim"]]) -> pa.Table:
@@ -55,3 +60,70 @@ def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_parquet(root: Path, path: Path, names: Collection[str] | None = None) -> pa.Table:
+    """A parquet file; of its columns those with these names that are there, if names are given.
+
+    Raises:
+        DatasetError: If the file is missing or damaged.
+    """
+    with open_parquet(root, path) as file, damaged(path):
+        return file.read(None if names is None else [name for name in file.schema_arrow.names if name in names])
+
+
+def open_parquet(root: Path, path: Path) -> pq.ParquetFile:
+    """A parquet file of which the footer has been read.
+
+    Raises:
+        DatasetError: If it is missing or damaged.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{root} is truncated: {path.relative_to(root)} is missing; {AGAIN}")
+    with damaged(path):
+        return pq.ParquetFile(path)
+
+
+@contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Around what reads a parquet file: turns Arrow's complaints into a DatasetError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} is damaged or truncated ({str(error).splitlines()[0]}): {AGAIN}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        DatasetError: If it cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DatasetError(f"{path} is damaged or truncated ({error}): {AGAIN}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} is damaged: it holds no JSON object; {AGAIN}")
+    return content
+
+
+def read_lines(root: Path, path: Path, keys: Collection[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a .jsonl file, one per line, each of which must have these keys.
+
+    Raises:
+        DatasetError: If the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{root} is truncated: {path.relative_to(root)} is missing; {AGAIN}")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DatasetError(f"{path} is damaged or truncated in line {number} ({error}): {AGAIN}") from error
+            if not isinstance(row, dict) or any(key not in row for key in keys):
+                raise DatasetError(f"{path} lacks {' or '.join(keys)} in line {number}: {AGAIN}")
+            yield row

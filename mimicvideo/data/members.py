@@ -82,21 +82,31 @@ class Members(Sequence[Member]):
         return (self[number] for number in range(len(self)))
 
 
+def held_out(reader: Episodes, split: Mapping[str, Any]) -> set[int]:
+    """Indices of a dataset's episodes that validate, whether they can be used or not.
+
+    Args:
+        reader: The dataset.
+        split: `fraction`, `count` and `seed` of `validation_episodes`.
+    """
+    listed = reader.listed
+    return validation_episodes(listed.indices, listed.task_codes, listed.task_names, **split)
+
+
 def divide(readers: Mapping[str, Episodes], split: Mapping[str, Any], skipped: Mapping[str, Iterable[int]]) -> tuple[Members, Members]:
     """The episodes that train, and those that validate with their tasks in turn.
 
     Args:
         readers: The datasets by name.
-        split: `fraction`, `count` and `seed` of `validation_episodes`, which every dataset is divided by.
+        split: What every dataset is divided by; see `held_out`.
         skipped: Indices of episodes to leave out, by dataset.
     """
-    everything, held_out = [], []
+    everything, validates = [], []
     for number, (name, reader) in enumerate(readers.items()):
         indices = reader.listed.indices
-        chosen = validation_episodes(list(zip(indices.tolist(), reader.listed.tasks, strict=True)), **split)
         usable = np.flatnonzero((reader.listed.lengths > 0) & ~np.isin(indices, list(skipped[name])))
         everything.append(np.stack([np.full(len(usable), number), usable]))
-        held_out.append(np.isin(indices[usable], list(chosen)))
-    members, validates = Members(readers, *np.concatenate(everything, axis=1)), np.concatenate(held_out)
-    validating = members.take(np.flatnonzero(validates))
-    return members.take(np.flatnonzero(~validates)), validating.take(in_turns(range(len(validating)), validating.tasks))
+        validates.append(np.isin(indices[usable], list(held_out(reader, split))))
+    members, held = Members(readers, *np.concatenate(everything, axis=1)), np.concatenate(validates)
+    validating = members.take(np.flatnonzero(held))
+    return members.take(np.flatnonzero(~held)), validating.take(in_turns(range(len(validating)), validating.tasks))

@@ -21,14 +21,13 @@ from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Ledger
 from mimicvideo.data.latents import LatentCache, filled_caches
 from mimicvideo.data.loading import Loader, died
-from mimicvideo.data.members import Members, divide
+from mimicvideo.data.members import Members, divide, held_out
 from mimicvideo.data.mixture import Share, WeightBy, checked_mixture, table
 from mimicvideo.data.resume import Place, interrupted
 from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order, WindowOrder, spread
-from mimicvideo.data.scan import Verify
+from mimicvideo.data.scan import Opening
 from mimicvideo.data.sources import Source, require_same
 from mimicvideo.data.spec import DatasetSpec
-from mimicvideo.data.split import validation_episodes
 from mimicvideo.data.view import viewed
 from mimicvideo.data.window import Window
 
@@ -73,7 +72,7 @@ class ClipData(LightningDataModule):
         max_bad_fraction: Share of each dataset's episodes that may be skipped because they cannot be used, at opening or later.
         min_rows: Rows that an episode needs; see `open_episodes`.
         require_full_windows: Whether an episode shorter than one window counts as one that cannot be used.
-        verify: `quick` or `full`; see `open_episodes`.
+        verify: `auto`, `meta`, `quick` or `full`: what of the datasets is looked at before training; see `LeRobotEpisodes`.
         quarantine: A file of `mimicvideo audit` that lists episodes to leave out.
         ram_cache_gb: Decoded frames kept per process, in 10^9 bytes.
         remote_cache_gb: Copies of files of remote datasets (roots such as s3://…) kept on disk, in 10^9 bytes.
@@ -114,7 +113,7 @@ class ClipData(LightningDataModule):
         max_bad_fraction: float = 0.0,
         min_rows: int = 2,
         require_full_windows: bool = False,
-        verify: Verify = "quick",
+        verify: Opening = "auto",
         quarantine: str | None = None,
         ram_cache_gb: float = 2.0,
         remote_cache_gb: float = 100.0,
@@ -217,7 +216,7 @@ class ClipData(LightningDataModule):
 
     def held_out(self, reader: Episodes) -> set[int]:
         """Indices of a dataset's episodes that validate."""
-        return validation_episodes(list(zip(reader.listed.indices.tolist(), reader.listed.tasks, strict=True)), **self._split)
+        return held_out(reader, self._split)
 
     @property
     def skipped(self) -> dict[str, str]:

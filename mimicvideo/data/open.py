@@ -41,8 +41,9 @@ def open_episodes(
         from mimicvideo.data.lerobot import LeRobotEpisodes
         from mimicvideo.data.lerobot_meta import read_meta
 
-        if not read_meta(path).images:
-            return LeRobotEpisodes(path, cameras, **options)
+        meta = read_meta(path)
+        if not meta.images:
+            return LeRobotEpisodes(meta, cameras, **options)
     from mimicvideo.data.stored import StoredEpisodes
 
     return StoredEpisodes(open_store(path, kind, described), described, cameras, **options)

@@ -2,57 +2,116 @@
 
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Shaped
 
 from mimicvideo.data.decode import VideoFacts, decode_frames, inspect
 from mimicvideo.data.episodes import Camera
-from mimicvideo.data.errors import VideoError
+from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.hashes import file_sha256
-from mimicvideo.data.lerobot_meta import Listed
-from mimicvideo.data.lerobot_tables import ACTION, STATE, LeRobotEpisode, Tables
+from mimicvideo.data.lerobot_files import AGAIN
+from mimicvideo.data.lerobot_listing import NOWHERE, VideoSpan
+from mimicvideo.data.lerobot_meta import Meta
+from mimicvideo.data.lerobot_rows import EPISODE, FRAME, LeRobotRows
 from mimicvideo.data.remote import awaits
 
 log = logging.getLogger(__name__)
 
 Verify = Literal["quick", "full"]
+Opening = Literal["auto", "meta", "quick", "full"]  # what of a dataset is looked at when it is opened; see `LeRobotEpisodes`
 
 
-def find_problems(tables: Tables, cameras: list[Camera], min_rows: int, verify: Verify) -> dict[int, str]:
+def find_problems(meta: Meta, rows: LeRobotRows, keys: Sequence[str], cameras: list[Camera], min_rows: int, full: bool) -> dict[int, str]:
     """What is wrong with which episode, by its index; the first thing found of each.
 
-    `quick` opens every video file, counts its frames in its index and decodes the first; it decodes a file wholly only if it is not the
-    one that LeRobotWriter wrote. `full` decodes everything. Files that were changed but are sound are warned of.
+    Reads all numbers, opens every video file, counts its frames in its index and decodes the first; it decodes a file wholly only if it
+    is not the one that LeRobotWriter wrote. With `full` it decodes everything. Files that were changed but are sound are warned of.
+
+    Args:
+        meta: Of the dataset.
+        rows: Of the same.
+        keys: Features whose numbers must be finite.
+        cameras: Whose videos are wanted.
+        min_rows: That an episode needs.
+        full: See above.
+
+    Raises:
+        DatasetError: If the rows are not those that the meta folder lists.
     """
-    videos = {episode.videos[camera.key].path for episode in tables.episodes for camera in cameras if camera.key in episode.videos}
-    changed = changed_files(tables.root, tables.manifest, {*tables.files, *videos})
+    listing = meta.listing
+    bad = _check_rows(meta, rows, keys)
+    problems = {int(listing.indices[place]): not_finite(rows.read(place, keys)) or "" for place in sorted(bad)}
+    problems |= listed_problems(meta, cameras, min_rows)
+    videos = listing.video_files([camera.key for camera in cameras])
+    changed = changed_files(meta.root, meta.manifest, {*meta.files, *listing.data_files, *videos})
     cached = functools.cache(look)
-    checks: list[Callable[[LeRobotEpisode], str | None]] = [
-        lambda episode: _too_short(episode, min_rows),
-        lambda episode: _not_finite(tables, episode),
-        lambda episode: video_problem(tables.root, tables.fps, episode, cameras, cached, changed if verify == "quick" else None),
-    ]
+
+    def problem(place: int) -> str | None:
+        return video_problem(meta, int(listing.lengths[place]), spans(meta, place, cameras), cached, None if full else changed)
+
+    places = np.flatnonzero(~np.isin(listing.indices, list(problems))).tolist()
     with ThreadPoolExecutor(4) as pool:  # FFmpeg and SHA-256 run outside Python's lock
-        found = pool.map(lambda episode: next((text for check in checks if (text := check(episode))), None), tables.episodes)
-    return {episode.index: text for episode, text in zip(tables.episodes, found, strict=True) if text}
+        found = dict(zip(places, pool.map(problem, places), strict=True))
+    problems |= {int(listing.indices[place]): text for place, text in found.items() if text}
+    return dict(sorted(problems.items()))
 
 
-def video_damage(tables: Tables, episode: LeRobotEpisode, cameras: list[Camera]) -> str | None:
-    """What is wrong with an episode's videos when every frame is decoded strictly."""
-    return video_problem(tables.root, tables.fps, episode, cameras, look, None)
+def listed_problems(meta: Meta, cameras: Iterable[Camera], min_rows: int) -> dict[int, str]:
+    """What the meta folder alone says is wrong with which episode, by its index.
+
+    Raises:
+        DatasetError: If it contradicts itself.
+    """
+    listing = meta.listing
+    if (listed := int(listing.lengths.sum())) != meta.total_frames:
+        raise DatasetError(
+            f"{meta.root} is truncated: meta/info.json says total_frames {meta.total_frames}, {meta.listed_in} lists {listed}; {AGAIN}"
+        )
+    problems: dict[int, str] = {}
+    for camera in cameras:
+        videos = listing.videos.get(camera.key)
+        without = listing.indices if videos is None else listing.indices[videos[:, 0] == NOWHERE]
+        problems = dict.fromkeys(without.tolist(), f"it has no video of camera {camera.name}") | problems
+    for place in np.flatnonzero(listing.lengths < min_rows).tolist():
+        problems[int(listing.indices[place])] = f"it has {listing.lengths[place]} rows, fewer than {min_rows}"
+    return problems
 
 
-def _too_short(episode: LeRobotEpisode, min_rows: int) -> str | None:
-    return f"it has {episode.length} rows, fewer than {min_rows}" if episode.length < min_rows else None
+def _check_rows(meta: Meta, rows: LeRobotRows, keys: Sequence[str]) -> set[int]:
+    """Places of the episodes with numbers that are not finite, after comparing info.json, the listing and the rows with each other."""
+    listing = meta.listing
+    found, there, bad = np.zeros(len(listing), np.int64), 0, set()
+    for places in listing.by_file():
+        code = int(listing.codes[places[0]])
+        there += rows.count(code)
+        for episode, _, *numbers in rows.stretches(code, [EPISODE, FRAME, *keys]):
+            own = np.minimum(np.searchsorted(listing.indices[places], episode[:, 0]), len(places) - 1)
+            listed = listing.indices[places[own]] == episode[:, 0]
+            found[places] += np.bincount(own[listed], minlength=len(places))
+            for values in numbers:
+                if not (finite := np.isfinite(values)).all():
+                    bad.update(places[own[listed & ~finite.all(axis=1)]].tolist())
+    if there != meta.total_frames or int(listing.lengths.sum()) != meta.total_frames:
+        raise DatasetError(
+            f"{meta.root} is truncated: meta/info.json says total_frames {meta.total_frames}, {meta.listed_in} lists "
+            f"{listing.lengths.sum()}, the data files hold {there}; {AGAIN}"
+        )
+    if (found != listing.lengths).any():
+        place = int(np.flatnonzero(found != listing.lengths)[0])
+        own = f"episode {listing.indices[place]} has {found[place]} rows, {meta.listed_in} says {listing.lengths[place]}"
+        raise DatasetError(f"{meta.root}: {own}; {AGAIN}")
+    return bad
 
 
-def _not_finite(tables: Tables, episode: LeRobotEpisode) -> str | None:
-    for key, table in ((ACTION, tables.actions), (STATE, tables.states)):
-        bad = ~np.isfinite(table[episode.start : episode.start + episode.length])
+def not_finite(numbers: Mapping[str, Shaped[np.ndarray, "rows _"]]) -> str | None:
+    """Where the first NaN or infinite number of an episode is."""
+    for key, values in sorted(numbers.items()):  # actions first
+        bad = ~np.isfinite(values)
         if bad.any():
             rows = np.flatnonzero(bad.any(axis=1))
             more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
@@ -81,33 +140,35 @@ def look(path: Path) -> VideoFacts | str:
         return str(error)
 
 
+def spans(meta: Meta, place: int, cameras: Iterable[Camera]) -> list[tuple[Camera, VideoSpan | None]]:
+    """Where an episode's pictures of each camera are."""
+    return [(camera, meta.listing.video(place, camera.key)) for camera in cameras]
+
+
 def video_problem(
-    root: Path,
-    fps: float,
-    episode: LeRobotEpisode | Listed,
-    cameras: Iterable[Camera],
-    look: Callable[[Path], VideoFacts | str],
-    decode: Collection[Path] | None,
+    meta: Meta,
+    length: int,
+    videos: Iterable[tuple[Camera, VideoSpan | None]],
+    look: Callable[[Path], VideoFacts | str] = look,
+    decode: Collection[Path] | None = None,
 ) -> str | None:
-    """What is wrong with an episode's videos. `decode`: which files to decode wholly; None for all."""
-    for camera in cameras:
-        span = episode.videos.get(camera.key)
+    """What is wrong with the videos of an episode of `length` rows. `decode`: which files to decode wholly; None for all."""
+    for camera, span in videos:
         if span is None:
             return f"it has no video of camera {camera.name}"
         if decode is not None and awaits(span.path):
             continue  # the remote folder has it; more is told when it is fetched
-        name = f"its video {span.path.relative_to(root).as_posix()}"
+        name = f"its video {span.path.relative_to(meta.root).as_posix()}"
         facts = look(span.path)
         if isinstance(facts, str):
             return f"{name} is unreadable: {facts}"
-        if facts.frames < span.first + episode.length:
-            there = max(0, facts.frames - span.first)
-            return f"{name} is shorter than its parquet rows: {there} of {episode.length} frames"
+        if facts.frames < span.first + length:
+            return f"{name} is shorter than its parquet rows: {max(0, facts.frames - span.first)} of {length} frames"
         if (camera.height, camera.width) != (facts.height, facts.width):
             return f"{name} is {facts.height} x {facts.width} pixels, meta/info.json says {camera.height} x {camera.width}"
         if decode is None or span.path in decode:
             try:
-                decode_frames(span.path, range(span.first, span.first + episode.length), fps, strict=True)
+                decode_frames(span.path, range(span.first, span.first + length), meta.fps, strict=True)
             except VideoError as error:
                 return f"{name} is damaged: {error}"
     return None

@@ -1,6 +1,5 @@
 """DatasetSpec: what the program must be told about a dataset: which keys are what, rates, names, and how to make it standard."""
 
-import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from mimicvideo.data.errors import DatasetError
+from mimicvideo.messages import similar
 
 SPECS = Path(__file__).resolve().parents[2] / "conf" / "dataset"
 
@@ -79,16 +79,14 @@ def load_spec(spec: DatasetSpec | str | None) -> DatasetSpec:
     path = Path(spec) if spec.endswith((".yaml", ".yml")) else SPECS / f"{spec}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in SPECS.glob("*.yaml"))
-        close = difflib.get_close_matches(spec, known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = similar(spec, known)
         raise DatasetError(f"there is no dataset description {spec!r}{hint}: give one of {', '.join(known)}, or a yaml file")
     content: Any = yaml.safe_load(path.read_text())
     if not isinstance(content, dict):
         raise DatasetError(f"{path} describes no dataset: it holds no mapping")
     known = [field.name for field in fields(DatasetSpec)]
     if unknown := [key for key in content if key not in known]:
-        close = difflib.get_close_matches(str(unknown[0]), known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = similar(str(unknown[0]), known)
         raise DatasetError(f"{path}: unknown key {unknown[0]!r}{hint}; a dataset description has {', '.join(known)}")
     try:
         return DatasetSpec(**content)

@@ -16,7 +16,7 @@ from mimicvideo.data.align import Rows, Turn
 from mimicvideo.data.episodes import Camera, Episode, Episodes, choose_cameras
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.layout import Vector, parse_layout
-from mimicvideo.data.scan import Verify
+from mimicvideo.data.scan import Opening
 from mimicvideo.data.spec import DatasetSpec
 from mimicvideo.data.standards import Columns, find, needed
 from mimicvideo.data.store import Entry, Store
@@ -55,7 +55,7 @@ class StoredEpisodes(Episodes):
         spec: Its description.
         cameras: Names in the description, or keys, from left to right; may be left out if there is one only.
         min_rows: Rows that an episode needs at least.
-        verify: `quick` looks at headers, `full` decodes every picture.
+        verify: `quick` looks at the headers of pictures, as `auto` does, `full` decodes every one, `meta` looks at none.
         kwargs: `size`, `max_bad_fraction` and `ram_cache_gb`; see `Episodes`.
 
     Raises:
@@ -69,7 +69,7 @@ class StoredEpisodes(Episodes):
         cameras: Sequence[str] | None = None,
         *,
         min_rows: int = 2,
-        verify: Verify = "quick",
+        verify: Opening = "auto",
         **kwargs: Any,
     ) -> None:
         self.store, self.spec, self.described_representation = store, spec, spec.representation
@@ -86,7 +86,7 @@ class StoredEpisodes(Episodes):
         self._steps = store.stride if store.stride > 1 else self._measured_steps(chosen[0])
         listed, problems, left_out = [], {}, 0
         with ThreadPoolExecutor(4) as pool:
-            for episode, problem in pool.map(lambda entry: self._read(entry, chosen, max(1, min_rows), verify == "full"), store.entries):
+            for episode, problem in pool.map(lambda entry: self._read(entry, chosen, max(1, min_rows), verify), store.entries):
                 if not problem and not episode.length:
                     left_out += 1
                     continue
@@ -239,7 +239,7 @@ class StoredEpisodes(Episodes):
             return 1
         return 1
 
-    def _read(self, entry: Entry, cameras: Sequence[Camera], min_rows: int, full: bool) -> tuple[StoredEpisode, str | None]:
+    def _read(self, entry: Entry, cameras: Sequence[Camera], min_rows: int, verify: Opening) -> tuple[StoredEpisode, str | None]:
         """An episode, and why it cannot be used; then it is empty. It is empty and has no problem if the description leaves it out."""
         nothing = np.zeros((0, 0), np.float32)
         empty = StoredEpisode(entry.index, 0, ("",), "", entry, np.zeros(0, np.int64), {}, nothing, nothing)
@@ -273,7 +273,9 @@ class StoredEpisodes(Episodes):
                     f"its pictures of camera {camera.name} are {size[0]} x {size[1]} pixels, others {camera.height} x {camera.width}: "
                     "set height and width to resize all"
                 )
-        return episode, self.store.problem(entry, [camera.key for camera in cameras], full)
+        if verify == "meta":
+            return episode, None
+        return episode, self.store.problem(entry, [camera.key for camera in cameras], verify == "full")
 
     def _columns(self, entry: Entry, rows: Rows) -> tuple[Columns, Int[np.ndarray, " rows"], list[str] | None]:
         """Standard `proprio`, `actions` and `keep` of an entry, its rows that stay, and its sentences if the standard gives them."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +18,8 @@ from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.listing import Listing
 from mimicvideo.data.representation import parse_representation
 from mimicvideo.data.resample import rate, rate_places, resample
+
+KEPT_BYTES = 2**29  # of converted numbers, in each process: 9 million rows of 14 float32 numbers
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,12 @@ class View(Episodes):
             )
         faster = self._frame_hz / self._stored_hz
         stored = source.listed.lengths
-        lengths = np.where(stored > 0, (stored - 1) * faster.numerator // faster.denominator + 1, 0)
-        self.listed = Listing(source.listed.indices, lengths, self._viewed, source.listed.task_names, source.listed.task_codes)
+        self._lengths = np.where(stored > 0, (stored - 1) * faster.numerator // faster.denominator + 1, 0)
+        self.listed = Listing(source.listed.indices, self._lengths, self._viewed, source.listed.task_names, source.listed.task_codes)
         self.skipped = dict(source.skipped)
         self.episodes = self.listed.take(np.flatnonzero(~np.isin(self.listed.indices, list(self.skipped))))
-        self._numbers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._numbers: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._numbers_bytes = 0
 
     def interface(self) -> dict[str, Any]:
         """What a policy's contract says of the representation: its description, and the names of what an environment gives and takes."""
@@ -135,13 +139,18 @@ class View(Episodes):
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def _viewed(self, place: int) -> ViewedEpisode:
-        episode, length = self.source.listed[place], int(self.listed.lengths[place])
+        episode, length = self.source.listed[place], int(self._lengths[place])
         return ViewedEpisode(episode.index, length, episode.instructions, episode.task, episode)
 
     def _both(self, episode: ViewedEpisode) -> tuple[np.ndarray, np.ndarray]:
-        if episode.index not in self._numbers:
-            self._numbers[episode.index] = self._converted(episode)
-        return self._numbers[episode.index]
+        if (found := self._numbers.get(episode.index)) is None:
+            self._numbers[episode.index] = found = self._converted(episode)
+            self._numbers_bytes += sum(values.nbytes for values in found)
+            while self._numbers_bytes > KEPT_BYTES:
+                self._numbers_bytes -= sum(values.nbytes for values in self._numbers.popitem(last=False)[1])
+        else:
+            self._numbers.move_to_end(episode.index)
+        return found
 
     def _converted(self, episode: ViewedEpisode) -> tuple[np.ndarray, np.ndarray]:
         actions, proprio = self.source.actions(episode.source), self.source.proprio(episode.source)
@@ -170,7 +179,7 @@ class View(Episodes):
         return self.source._files()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_numbers": {}}
+        return {**self.__dict__, "_numbers": OrderedDict(), "_numbers_bytes": 0}
 
 
 def viewed(

@@ -3,7 +3,6 @@
 Both are read as JSON. tfds would import whatever class they name, which a dataset has no business to ask for.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mimicvideo.data.errors import DatasetError
+from mimicvideo.messages import similar
 
 Kind = Literal["number", "text", "picture"]
 
@@ -179,8 +179,7 @@ def _shape(node: dict[str, Any]) -> tuple[int | None, ...]:
 def _shards(root: Path, info: dict[str, Any], split: str, file_format: str) -> list[tuple[Path, int]]:
     splits = {str(entry.get("name")): entry for entry in info.get("splits") or ()}
     if split not in splits:
-        close = difflib.get_close_matches(split, splits, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = similar(split, splits)
         raise DatasetError(f"{root} has no split {split!r}{hint}; it has {', '.join(splits) or 'none'}. Set split in its description")
     lengths = [int(length) for length in splits[split].get("shardLengths") or ()]
     if not lengths:

@@ -41,6 +41,13 @@ def test_batches_statistics_and_contract_are_in_the_representation(made: Made) -
         stored, state = made.actions[episode][steps].astype(np.float64), made.states[episode][row].astype(np.float64)
         np.testing.assert_allclose(chunk[:, :2], stored[:, :2] - state, atol=1e-3)
         np.testing.assert_allclose(chunk[:, 2], (stored[:, 2] + 1) / 2, atol=1e-5)
+    reader = module.readers["data"]
+    assert reader.representation is not None
+    for episode, row, chunk in zip(batch["episode"].tolist(), batch["row"].tolist(), batch["actions"].numpy(), strict=True):
+        steps, beyond = module.window.action_steps(row, LENGTHS[episode])
+        actions, states = reader.actions(reader.episodes[episode]), reader.proprio(reader.episodes[episode])
+        alone = reader.representation.windows(actions[steps], beyond, states[row], "repeat").astype(np.float32)
+        np.testing.assert_array_equal(chunk, alone, "a window's numbers do not depend on those beside it")
     statistics = module.statistics()["actions"]["pooled"]
     assert np.abs(statistics["mean"][0]) < 1000, "relative, although stored places differ by thousands"
     contract = module.contract()

@@ -43,9 +43,8 @@ def test_our_own_datasets(tmp_path: Path, stride: int) -> None:
     made = by_writer(tmp_path / "d", tasks=["reach-v3", "push-v3", "reach-v3"], stride=stride)
     reader = LeRobotEpisodes(tmp_path / "d")
     check(reader, made)
-    tables = reader.tables
-    assert (tables.robot, tables.control_hz, tables.stride) == ("test-arm", 80.0, stride)
-    assert (tables.proprio_names, tables.action_names) == (STATE_NAMES, ACTION_NAMES)
+    assert (reader.robot, reader.control_hz, reader.stride) == ("test-arm", 80.0, stride)
+    assert (reader.proprio_names, reader.action_names) == (STATE_NAMES, ACTION_NAMES)
     assert [(episode.instruction, episode.task) for episode in reader.episodes] == [(f"Do {task}.", task) for task in made.tasks]
     assert [(camera.name, camera.height, camera.width, camera.view) for camera in reader.cameras] == [("corner2", 16, 16, VIEW)]
     assert reader.actions(reader.episodes[1]).shape == (9 * stride, 3)
@@ -60,8 +59,8 @@ def test_datasets_of_lerobot(tmp_path: Path, key: str, codec: str, size: int, pi
     for name in ("corner2", key):
         reader = LeRobotEpisodes(tmp_path / "d", [name])
         check(reader, made)
-    assert (reader.tables.robot, reader.tables.control_hz, reader.tables.stride) == ("so101", 10.0, 1)
-    assert (reader.tables.proprio_names, reader.tables.action_names) == (STATE_NAMES, ACTION_NAMES)
+    assert (reader.robot, reader.control_hz, reader.stride) == ("so101", 10.0, 1)
+    assert (reader.proprio_names, reader.action_names) == (STATE_NAMES, ACTION_NAMES)
     assert [(episode.instruction, episode.task) for episode in reader.episodes] == [
         ("Lift.", "Lift."),
         ("Push.", "Push."),

@@ -101,7 +101,7 @@ def test_a_bad_episode_does_not_move_the_split(tmp_path: Path, made: Made) -> No
     before = clips(made)
     before.setup()
     bad = before._training[0].episode
-    change_rows(tmp_path / "d", lambda columns: columns["action"][bad.start].__setitem__(0, float("nan")))
+    change_rows(tmp_path / "d", lambda columns: columns["action"][sum(LENGTHS[: bad.index])].__setitem__(0, float("nan")))
     with pytest.raises(DatasetError, match=f"episode {bad.index}: action is NaN"):
         clips(Made(tmp_path / "d", [], [], [], [])).setup()
     after = clips(Made(tmp_path / "d", [], [], [], []), max_bad_fraction=0.2)

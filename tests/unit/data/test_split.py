@@ -2,11 +2,18 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from mimicvideo.data.split import in_turns, validation_episodes
+from mimicvideo.data import split
+from mimicvideo.data.split import in_turns
 
 TASKS = [(index, task) for index, task in enumerate(["a"] * 50 + ["b"] * 30 + ["c"] * 20)]
+
+
+def validation_episodes(tasks: list[tuple[int, str]], fraction: float, count: int | None, seed: int) -> set[int]:
+    names, codes = np.unique([task for _, task in tasks], return_inverse=True)
+    return split.validation_episodes(np.array([index for index, _ in tasks]), codes, names.tolist(), fraction, count, seed)
 
 
 def by_task(chosen: set[int]) -> Counter[str]:
@@ -39,6 +46,17 @@ def test_none_and_few() -> None:
     assert len({index for seed in range(200) for index in validation_episodes(TASKS, 0.01, 1, seed)}) > 40
     with pytest.raises(ValueError, match="validation_fraction must lie in \\[0, 1\\), got 1.0"):
         validation_episodes(TASKS, 1.0, None, 0)
+
+
+def test_the_choice_is_that_of_the_first_versions() -> None:
+    """Checkpoints of any age hold out the same episodes."""
+    assert validation_episodes(TASKS, 0.1, None, 3) == {10, 11, 27, 28, 32, 50, 63, 75, 88, 93}
+
+
+def test_as_many_tasks_as_a_large_dataset_has() -> None:
+    many = [(index, f"task {index % 100_000}") for index in range(250_000)]
+    chosen = validation_episodes(many, 0.1, None, 0)
+    assert len(chosen) == 25_000 and len({index % 100_000 for index in chosen}) == 25_000
 
 
 def test_groups_in_turn() -> None:
