@@ -90,6 +90,8 @@ def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, d
     findings = Findings()
     for index, reason in reader.skipped.items():
         findings.add(kind_of(reason), index, reason)
+    for remark in reader.remarks:
+        findings.add(kind_of(remark), None, remark)
     usual = Population(summaries(), len(usable))
     judge = Judge(reader, calibration, usual, findings)
     instructions, dimensions, rates = Instructions(plan.language), Dimensions(reader, calibration), Rates(len(usable))

@@ -27,6 +27,7 @@ class Judge:
     def __init__(self, reader: Episodes, calibration: Calibration, usual: Population, findings: Findings) -> None:
         self.calibration, self.usual, self.findings = calibration, usual, findings
         self.names = {"actions": reader.action_names, "proprio": reader.proprio_names}
+        self.robot = bool(reader.action_names or reader.proprio_names)
         self.row_hz = reader.control_hz / reader.stride
         self.cameras = [camera.name for camera in reader.cameras]
 
@@ -52,10 +53,10 @@ class Judge:
                 self._gripper(number, gripper, index)
             if "follow" in numbers:
                 self._follow(numbers["follow"], constant, index)
-            if not self._all_constant(numbers):
-                self._idle(numbers["idle"], summary["length"], index)
+        if "idle" in numbers and not self._stands(numbers, summary["length"]):
+            self._idle(numbers["idle"], summary["length"], index)
         if "pictures" in summary:
-            judge_pictures(summary["pictures"], summary["length"], index, self.usual, self.findings)
+            judge_pictures(summary["pictures"], summary["length"], index, self.usual, self.findings, self.robot)
 
     def dataset(self) -> None:
         """Adds what is wrong with all episodes alike."""
@@ -75,7 +76,8 @@ class Judge:
                 self.findings.add(f"idle_{end}", None, f"in most episodes nothing moves in {share:.0%} of the rows at the {end}")
         for camera in self.cameras:
             if (share := self.usual[f"{camera}/frozen"].median) > 0.3:
-                text = f"camera {camera}: in most episodes {share:.0%} of the pictures repeat the one before while the robot moves"
+                text = f"camera {camera}: in most episodes {share:.0%} of the pictures repeat the one before"
+                text += " while the robot moves" if self.robot else ""
                 self.findings.add("dropped_frames", None, text)
         self._names_disagree()
 
@@ -136,9 +138,10 @@ class Judge:
     def _rarely(self, name: str) -> bool:
         return self.usual[name].known and self.usual[name].mean <= RARE
 
-    def _all_constant(self, numbers: dict[str, Any]) -> bool:
+    def _stands(self, numbers: dict[str, Any], length: int) -> bool:
+        """Whether nothing moves in a whole episode, which is another finding than an idle end."""
         kind = "proprio" if self.names["proprio"] else "actions"
-        return numbers[kind]["min"] == numbers[kind]["max"]
+        return numbers[kind]["min"] == numbers[kind]["max"] if self.names[kind] else min(numbers["idle"]) >= length - 1
 
     def _magnitude(self, numbers: dict[str, Any], index: int) -> None:
         for kind in ("actions", "proprio"):

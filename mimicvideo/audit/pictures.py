@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from mimicvideo.audit.robust import runs
 from mimicvideo.audit.signals import MOVING
@@ -23,7 +23,8 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def summarise_pictures(reader: Episodes, episode: Episode, speed: np.ndarray) -> dict[str, Any]:
-    """By camera. `speed` is that of `signals.summarise_numbers`, or of no length.
+    """By camera. `speed` is that of `signals.summarise_numbers`, or of no length: then pictures that stand still at an end count as idle,
+    in between as frozen.
 
     Raises:
         DatasetError: If a video cannot be read.
@@ -72,6 +73,9 @@ def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray
     # A tenth of what the episode's pictures change at that speed: slow motion and the pulse of key frames stay above and below.
     pace = np.minimum(speed[:-1], 1.0) if numbers else np.ones(len(steps))
     still = peak < np.maximum(STILL, 0.1 * pace * np.percentile(peak[moving], 75) if moving.any() else STILL)
+    head, tail = _first_change(still), _first_change(still[::-1])
+    if not numbers:  # nobody knows whether something should move at the ends; if nothing ever does, the video is frozen
+        still[:head] = still[len(still) - tail :] = head == len(still)
     start, length, within = max(((s, n, int(moving[s : s + n].sum())) for s, n in runs(still)), key=lambda run: run[2], default=(0, 0, 0))
     return {
         "signature": _signature(_median(cells[seen] if seen.any() else cells)),
@@ -88,9 +92,17 @@ def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray
             "rows": length,
             "row": start + 1,
         },
+        "still_ends": [head, tail],
         "activity": round(float(np.median(mean[moving])) if moving.any() else 0.0, 4),
         **_jumps(steps, mean, speed[:-1] if numbers else None, moving),
     }
+
+
+def _first_change(still: Bool[np.ndarray, " steps"]) -> int:
+    """Steps before the first two in a row that are not still: a codec's correction of a still picture comes alone."""
+    changes = ~still
+    twice = np.flatnonzero(changes[:-1] & changes[1:])
+    return int(twice[0]) if len(twice) else len(still)
 
 
 def _median(cells: Float32[np.ndarray, "n rows columns 3"]) -> Float32[np.ndarray, "rows columns 3"]:

@@ -91,9 +91,14 @@ def quantities(summary: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
         for name in ("black", "blank"):
             yield f"{camera}/{name}", pictures[name][0]
         yield f"{camera}/frozen", pictures["frozen"]["share"]
-        yield f"{camera}/frozen moving", pictures["frozen"]["moving"]
+        yield f"{camera}/repeats", repeats(pictures["frozen"])
         yield f"{camera}/flash", pictures["flash"][0]
         yield f"{camera}/leap", pictures["leap"][0]
+
+
+def repeats(frozen: dict[str, Any]) -> int:
+    """How many pictures repeat beyond the first that does: that one may be a slow moment."""
+    return max(frozen["moving"] - 1, 0)
 
 
 def loss(pooled: list[float], lag: int) -> float:

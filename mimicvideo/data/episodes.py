@@ -84,6 +84,7 @@ class Episodes(ABC):
     """
 
     representation: "Representation | None" = None  # what a window's actions are made with; see `View`
+    remarks: Sequence[str] = ()  # what seems to be wrong with the dataset beyond its episodes
     described_representation: Mapping[str, Any] | None = None  # what the dataset's description says of its numbers
 
     def __init__(

@@ -49,6 +49,7 @@ class View(Episodes):
         numbers: bool = True,
     ) -> None:
         self.source, self.root, self.robot, self.cameras = source, source.root, source.robot, source.cameras
+        self.remarks = source.remarks
         self._stored_hz = rate(source.control_hz) / source.stride
         self._frame_hz = self._stored_hz if frame_hz is None else rate(frame_hz)
         numbers = numbers and bool(source.action_names or source.proprio_names)

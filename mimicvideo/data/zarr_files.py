@@ -21,6 +21,10 @@ TEXTS = {"vlen-bytes", "vlen-utf8"}
 CODECS = {"bytes", "transpose", "sharding_indexed", "crc32c"}  # of zarr 3 beside the above
 
 
+class DamagedZip(DatasetError):
+    """A zip file that cannot be read."""
+
+
 @dataclass(frozen=True)
 class ArrayFacts:
     """An array's metadata.
@@ -62,13 +66,14 @@ class Container:
     path: Path
     names: frozenset[str] = field(repr=False)
 
-    def groups(self) -> dict[str, dict[str, ArrayFacts]]:
-        """Arrays by name, by the path of the group that they are in.
+    def groups(self) -> tuple[dict[str, dict[str, ArrayFacts]], dict[str, str]]:
+        """Arrays by name, by the path of the group that they are in; and what is wrong with groups whose metadata are damaged.
 
         Raises:
-            DatasetError: If metadata is damaged, or an array's codecs could run code.
+            DatasetError: If an array's codecs could run code.
         """
         found: dict[str, dict[str, ArrayFacts]] = {}
+        damaged: dict[str, str] = {}
         files = [name for name in sorted(self.names) if name.rpartition("/")[2] in (".zarray", "zarr.json")]
         for name, content in self._read(files):
             place = name.rpartition("/")[0]
@@ -82,9 +87,10 @@ class Container:
             except (ValueError, KeyError, TypeError) as error:
                 if isinstance(error, DatasetError):
                     raise
-                raise DatasetError(f"the metadata of {where} are damaged ({type(error).__name__}: {error}): copy them again") from error
+                damaged.setdefault(group, f"the metadata of {where} are damaged ({type(error).__name__}: {error}): copy them again")
+                continue
             found.setdefault(group, {})[key] = facts
-        return found
+        return found, damaged
 
     def _read(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
         if self.path.is_dir():
@@ -98,7 +104,7 @@ def open_container(path: Path) -> Container:
     """A folder, or a zip file of which nothing is unpacked.
 
     Raises:
-        DatasetError: If the zip file is damaged.
+        DamagedZip: If it cannot be read.
     """
     if path.is_dir():
         return Container(path, frozenset(files_below(path)))
@@ -106,7 +112,7 @@ def open_container(path: Path) -> Container:
         with zipfile.ZipFile(fetched(path)) as file:
             return Container(path, frozenset(file.namelist()))
     except (zipfile.BadZipFile, OSError) as error:
-        raise DatasetError(f"{path} is damaged or truncated ({error}): copy it again") from error
+        raise DamagedZip(f"{path} is damaged or truncated ({error}): copy it again") from error
 
 
 def _facts_v2(place: str, meta: dict[str, Any], where: str) -> ArrayFacts:
