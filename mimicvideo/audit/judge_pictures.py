@@ -48,7 +48,8 @@ def _dark(camera: str, summary: dict[str, Any], length: int, index: int, usual: 
     found = False
     for name, what in (("black", "black"), ("blank", "of one colour")):
         count, row = summary[name]
-        if count and (count == length or usual[f"{camera}/{name}"].far_above(count, 0.5)):
+        told = usual[f"{camera}/{name}"]
+        if count and (count == length or not told.known or told.far_above(count, 0.5)):
             findings.add(f"{name}_frames", index, f"camera {camera}: {count} of {length} pictures are {what}, from row {row}")
             found = True
     return found
@@ -59,11 +60,13 @@ def _motion(camera: str, summary: dict[str, Any], length: int, index: int, usual
     frozen, (flash, flash_row), (leap, leap_row) = summary["frozen"], summary["flash"], summary["leap"]
     broken = False
     while_moving, speed = (" while the robot moves", " for the robot's speed") if robot else ("", "")
-    # One repeated picture may be a slow moment, two are not. Where there is nothing to compare with, all of them must stand still.
-    alone = not usual[f"{camera}/frozen"].known and frozen["share"] > 0.9
-    if alone or usual[f"{camera}/repeats"].far_above(repeats(frozen), 0.5):
+    # One or two repeated pictures may be a slow moment, three are not. Where there is nothing to compare with, a quarter must.
+    most = max(6, 0.25 * length)
+    long = frozen["rows"] >= most or frozen["share"] > 0.5
+    alone = not usual[f"{camera}/repeats"].known and (frozen["moving"] >= most or frozen["share"] > 0.5)
+    if alone or usual[f"{camera}/repeats"].far_above(repeats(frozen), 1.5):
         broken = True
-        if frozen["rows"] >= max(6, 0.25 * length) or frozen["share"] > 0.5:
+        if long:
             text = f"camera {camera}: {frozen['share']:.0%} of the pictures stand still{while_moving}, from row {frozen['row']} on"
             findings.add("frozen_video", index, text)
         else:
@@ -93,5 +96,5 @@ def _look(camera: str, summary: dict[str, Any], index: int, usual: Population, f
     best, kind, text = min(tried)
     if best < HALF * off:
         findings.add(kind, index, f"camera {camera}: its pictures look {text} (difference {best:.0f} levels of 255 instead of {off:.0f})")
-    elif not broken and off - usual.distances[camera].median > OTHER:
+    elif not broken and not usual.varied and off - usual.distances[camera].median > OTHER:
         findings.add("other_scene", index, f"camera {camera}: its pictures differ by {off:.0f} levels of 255 from the usual")

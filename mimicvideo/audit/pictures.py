@@ -18,6 +18,7 @@ SIGNATURE = 8  # cells along a side of the mean picture
 BLACK = 12.0  # of 255: video black is 0, noise and compression lift it by a few levels
 UNIFORM = 2.0  # levels of standard deviation over a picture: less than the noise of any camera
 STILL = 0.5  # levels: no cell's mean changes by what an 8-bit picture could show
+CODED = 2.5  # levels: the same where no speed says that something moves; codecs settle on a still picture by up to two
 GLIMPSE = 4 * SIGNATURE * SIGNATURE  # luma of the first, last and two middle frames, to tell scenes apart
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -72,11 +73,13 @@ def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray
     moving = speed[:-1] > MOVING if numbers else np.ones(len(steps), bool)
     # A tenth of what the episode's pictures change at that speed: slow motion and the pulse of key frames stay above and below.
     pace = np.minimum(speed[:-1], 1.0) if numbers else np.ones(len(steps))
-    still = peak < np.maximum(STILL, 0.1 * pace * np.percentile(peak[moving], 75) if moving.any() else STILL)
+    least = STILL if numbers else CODED
+    still = peak < np.maximum(least, 0.1 * pace * np.percentile(peak[moving], 75) if moving.any() else least)
     head, tail = _first_change(still), _first_change(still[::-1])
     if not numbers:  # nobody knows whether something should move at the ends; if nothing ever does, the video is frozen
         still[:head] = still[len(still) - tail :] = head == len(still)
-    start, length, within = max(((s, n, int(moving[s : s + n].sum())) for s, n in runs(still)), key=lambda run: run[2], default=(0, 0, 0))
+    found = [(s, n, int(moving[s : s + n].sum())) for s, n in runs(still) if _repeated(peak, s, n)]
+    start, length, within = max(found, key=lambda run: run[2], default=(0, 0, 0))
     return {
         "signature": _signature(_median(cells[seen] if seen.any() else cells)),
         "glimpse": [
@@ -96,6 +99,15 @@ def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray
         "activity": round(float(np.median(mean[moving])) if moving.any() else 0.0, 4),
         **_jumps(steps, mean, speed[:-1] if numbers else None, moving),
     }
+
+
+def _repeated(peak: Float32[np.ndarray, " steps"], start: int, count: int) -> bool:
+    """Whether pictures repeat rather than change little: they stay the same, or do so for long, or a leap then makes up for it."""
+    end = start + count
+    if end == len(peak) or count >= 0.25 * len(peak) or peak[start:end].max() < STILL:
+        return True
+    around = max(float(peak[place]) for place in (start - 1, end + 1) if 0 <= place < len(peak)) if len(peak) > count + 1 else 0.0
+    return bool(peak[end] > (count + 1) / 2 * around)
 
 
 def _first_change(still: Bool[np.ndarray, " steps"]) -> int:
