@@ -38,14 +38,14 @@ def run_audit(data: ClipData, out: Path, num_workers: int, verify: Verify, langu
         console = Console(width=WIDTH)
     results: list[Audited] = []
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeElapsedColumn()]
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
-        for name in data.source_names:
-            try:
-                reader = open_all(data, name)
-            except DatasetError as error:
-                results.append(unopened(name, str(error)))
-                continue
-            plan = Plan(window, verify, language, num_workers, out)
+    for name in data.source_names:
+        try:
+            reader = open_all(data, name)  # beside no progress bar: readers import libraries that change imports while they do so
+        except DatasetError as error:
+            results.append(unopened(name, str(error)))
+            continue
+        plan = Plan(window, verify, language, num_workers, out)
+        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(name, total=sum(episode.length for episode in reader.episodes))
             results.append(audit_dataset(name, reader, data.held_out(reader), plan, _advance(progress, task)))
     opened = {audited.name: audited for audited in results if audited.problem is None}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -125,13 +126,21 @@ _here: tuple[Episodes, Calibration, Verify]
 
 
 def _start(reader: Episodes, calibration: Calibration, verify: Verify) -> None:
-    """In a process that starts: each has its share of the cores."""
+    """In a process that starts: each has its share of the cores, and ends when the audit is killed."""
     global _here
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
     _here = (reader, calibration, verify)
+
+
+def _end_with_parent() -> None:
+    """A pool's processes would wait for work forever."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _summarise_here(episode: Episode) -> dict[str, Any]:
