@@ -27,7 +27,7 @@ class Audited:
         name: Of the source.
         findings: What is wrong with it.
         content: Numbers for the report, ready for JSON; empty if it could not be opened.
-        fingerprint: Its `tables_fingerprint`.
+        fingerprint: Its `stored_fingerprint`.
         problem: Why it could not be opened.
         reader: To look at pictures again.
     """
@@ -132,7 +132,7 @@ def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, d
             "frames_per_core_second": frames / dimensions.seconds if dimensions.seconds else None,
         },
     }
-    return Audited(name, findings, content, reader.tables_fingerprint, None, reader)
+    return Audited(name, findings, content, reader.stored_fingerprint, None, reader)
 
 
 def unopened(name: str, problem: str) -> Audited:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from mimicvideo.audit.calibration import BINS, LAGS, ROWS, Calibration, by_row, change, driving, lagged
+from mimicvideo.audit.calibration import BINS, LAGS, ROWS, Calibration, by_row, change, driving, lagged, read_numbers
 from mimicvideo.audit.robust import correlation
 from mimicvideo.data.episodes import Episode, Episodes
 
@@ -23,7 +23,7 @@ def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibrati
 
     The speed is of no length if there are no numbers or they are not finite, and then no end is called idle.
     """
-    actions, states = np.asarray(reader.actions(episode), np.float64), np.asarray(reader.proprio(episode), np.float64)
+    actions, states = read_numbers(reader, episode)
     bad = {name: _not_finite(values) for name, values in (("actions", actions), ("proprio", states))}
     summary: dict[str, Any] = {
         "gripper": [],

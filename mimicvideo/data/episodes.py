@@ -211,6 +211,11 @@ class Episodes(ABC):
         """The same without the videos: what numbers depend on."""
         return self._hash(self._files()[0])
 
+    @property
+    def stored_fingerprint(self) -> str:
+        """`tables_fingerprint` of the dataset as it lies on disk, whatever a training makes of it."""
+        return self.tables_fingerprint
+
     def _hash(self, files: Iterable[Path]) -> str:
         digest = hashlib.sha256()
         for path in files:

@@ -127,6 +127,10 @@ class View(Episodes):
     def tables_fingerprint(self) -> str:
         return self._marked(self.source.tables_fingerprint)
 
+    @property
+    def stored_fingerprint(self) -> str:
+        return self.source.stored_fingerprint
+
     def _marked(self, fingerprint: str) -> str:
         settings = [fingerprint, str(self._frame_hz), str(self._control_hz), self.description]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
