@@ -15,6 +15,7 @@ from mimicvideo.audit.findings import KINDS
 from mimicvideo.audit.report import write_report
 from mimicvideo.audit.sources import open_all
 from mimicvideo.audit.table import print_table
+from mimicvideo.audit.work import writing
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.modules import ClipData
 from mimicvideo.data.quarantine import write_quarantine
@@ -32,7 +33,8 @@ def run_audit(data: ClipData, out: Path, num_workers: int, verify: Verify, langu
         DatasetError: If none of them can be opened.
         OSError: If results cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     window, console = data.window, Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -47,20 +49,34 @@ def run_audit(data: ClipData, out: Path, num_workers: int, verify: Verify, langu
         plan = Plan(window, verify, language, num_workers, out)
         with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(name, total=sum(episode.length for episode in reader.episodes))
-            results.append(audit_dataset(name, reader, data.held_out(reader), plan, _advance(progress, task)))
+            try:
+                results.append(audit_dataset(name, reader, data.held_out(reader), plan, _advance(progress, task)))
+            except DatasetError as error:
+                results.append(unopened(name, str(error)))
     opened = {audited.name: audited for audited in results if audited.problem is None}
     if not opened:
         raise DatasetError("; ".join(f"{audited.name}: {audited.problem}" for audited in results))
     content = to_json(results, data)
-    (out / "audit.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     quarantine = {
         name: {"root": one.content["root"], "fingerprint": one.fingerprint, "episodes": one.findings.quarantined}
         for name, one in opened.items()
     }
-    write_quarantine(out / "quarantine.json", quarantine)
-    write_report(out / "audit.html", content, results, max_thumbnails)
+    with writing(out):
+        _write(out / "audit.json", lambda path: path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"))
+        _write(out / "quarantine.json", lambda path: write_quarantine(path, quarantine))
+        _write(out / "audit.html", lambda path: write_report(path, content, results, max_thumbnails))
     print_table(console, content, out)
     return results
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Under another name first: what an earlier audit left stays whole if the disk is full."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def to_json(results: list[Audited], data: ClipData) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,12 @@ class ArrayFacts:
         """Whether it holds pictures: bytes with a last axis of three colours."""
         return self.dtype in ("|u1", "uint8") and len(self.shape) == 4 and self.shape[-1] == 3
 
-    def chunk_names(self) -> Iterator[str]:
-        """Names in the container of all its chunks."""
-        counts = [-(-side // chunk) for side, chunk in zip(self.shape, self.chunks, strict=True)]
-        for place in itertools.product(*(range(count) for count in counts)):
+    def chunk_names(self, rows: Iterable[int] | None = None) -> Iterator[str]:
+        """Names in the container of its chunks: of all, or of those that hold some rows."""
+        first, *others = (range(-(-side // chunk)) for side, chunk in zip(self.shape, self.chunks, strict=True))
+        if rows is not None:
+            first = sorted({int(row) // self.chunks[0] for row in rows})
+        for place in itertools.product(first, *others):
             yield self.prefix + self.separator.join(map(str, place))
 
 

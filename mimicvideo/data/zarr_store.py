@@ -109,6 +109,11 @@ class ZarrStore(Store):
     def frames(
         self, entry: Entry, key: str, rows: Int[np.ndarray, " n"], size: tuple[int, int] | None
     ) -> UInt8[np.ndarray, "n height width 3"]:
+        container: Container = entry.place[0]
+        if container.path.is_dir() and not is_copy(container.path):  # zarr takes chunks that have vanished for zeros: black pictures
+            for name in self._facts(entry, key).chunk_names(rows):
+                if not (container.path / name).is_file():
+                    raise VideoError(f"{entry.name}: {key}: there is no such file {name}, the chunk of some of its pictures")
         try:
             step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
             even = bool((np.diff(rows) == step).all())
