@@ -12,10 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from mimicvideo.audit.dataset import Audited, Plan, audit_dataset, unopened
 from mimicvideo.audit.findings import KINDS
+from mimicvideo.audit.keys import KEYS
 from mimicvideo.audit.report import write_report
 from mimicvideo.audit.sources import open_all
 from mimicvideo.audit.table import print_table
 from mimicvideo.audit.work import writing
+from mimicvideo.data.claims import Claims
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.modules import ClipData
 from mimicvideo.data.quarantine import write_quarantine
@@ -31,10 +33,19 @@ def run_audit(data: ClipData, out: Path, num_workers: int, verify: Verify, langu
 
     Raises:
         DatasetError: If none of them can be opened.
-        OSError: If results cannot be written.
+        OSError: If results cannot be written, or another audit is writing there.
     """
     with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+        claims = Claims(out / ".audit")
+    try:
+        if not claims.take("running"):
+            raise OSError(f"another audit is writing to {out}: wait for it, or choose another folder with --out")
+        return _run(data, out, num_workers, verify, language, max_thumbnails)
+    finally:
+        claims.release_all()
+
+
+def _run(data: ClipData, out: Path, num_workers: int, verify: Verify, language: str, max_thumbnails: int) -> list[Audited]:
     window, console = data.window, Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -111,6 +122,7 @@ def to_json(results: list[Audited], data: ClipData) -> dict[str, Any]:
             for audited in results
         ],
         "kinds": {kind: {"severity": severity, "means": means} for kind, (severity, means) in KINDS.items()},
+        "keys": KEYS,
     }
 
 
