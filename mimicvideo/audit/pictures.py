@@ -102,9 +102,9 @@ def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray
 
 
 def _repeated(peak: Float32[np.ndarray, " steps"], start: int, count: int) -> bool:
-    """Whether pictures repeat rather than change little: they stay the same, or do so for long, or a leap then makes up for it."""
+    """Whether pictures repeat rather than change little: most are the same, or they stay for long, or a leap then makes up for it."""
     end = start + count
-    if end == len(peak) or count >= 0.25 * len(peak) or peak[start:end].max() < STILL:
+    if end == len(peak) or count >= 0.25 * len(peak) or np.median(peak[start:end]) < STILL:
         return True
     around = max(float(peak[place]) for place in (start - 1, end + 1) if 0 <= place < len(peak)) if len(peak) > count + 1 else 0.0
     return bool(peak[end] > (count + 1) / 2 * around)
