@@ -13,7 +13,7 @@ from mimicvideo.audit.judge import Judge
 from mimicvideo.audit.judge_text import Instructions
 from mimicvideo.audit.population import Population
 from mimicvideo.audit.totals import Dimensions, Rates, count_samples, describe
-from mimicvideo.audit.work import read_summaries, results_key, summarise_all
+from mimicvideo.audit.work import fingerprints, read_summaries, results_key, summarise_all
 from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.scan import Verify
 from mimicvideo.data.window import Window
@@ -76,6 +76,7 @@ def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, d
         OSError: If results cannot be written, or a process dies.
     """
     start = time.monotonic()
+    _, stored = fingerprints(reader)
     calibration = calibrate(reader)
     path = plan.folder / f"episodes-{_file_name(name)}.jsonl"
     new, before = summarise_all(
@@ -132,7 +133,7 @@ def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, d
             "frames_per_core_second": frames / dimensions.seconds if dimensions.seconds else None,
         },
     }
-    return Audited(name, findings, content, reader.stored_fingerprint, None, reader)
+    return Audited(name, findings, content, stored, None, reader)
 
 
 def unopened(name: str, problem: str) -> Audited:

@@ -30,12 +30,21 @@ def results_key(reader: Episodes, calibration: Calibration, verify: Verify) -> s
         DatasetError: If a file has vanished since the dataset was opened.
     """
     cameras = [(camera.name, camera.height, camera.width) for camera in reader.cameras]
-    try:
-        fingerprint = reader.fingerprint
-    except OSError as error:
-        raise DatasetError(f"a file of {reader.root} was there when it was opened and cannot be read now ({error}): audit again") from error
+    fingerprint, _ = fingerprints(reader)
     read = [VERSION, fingerprint, cameras, reader.stride, asdict(calibration), verify]
     return hashlib.sha256(json.dumps(read).encode()).hexdigest()
+
+
+def fingerprints(reader: Episodes) -> tuple[str, str]:
+    """Of all that is read, and of the dataset as it is stored; see `Episodes`. Readers keep them, so that files may vanish later.
+
+    Raises:
+        DatasetError: If a file has vanished since the dataset was opened.
+    """
+    try:
+        return reader.fingerprint, reader.stored_fingerprint
+    except OSError as error:
+        raise DatasetError(f"a file of {reader.root} was there when it was opened and cannot be read now ({error}): audit again") from error
 
 
 def summarise_all(
