@@ -50,8 +50,10 @@ class Hdf5Store(Store):
             raise DatasetError(f"there is no dataset {root}: give an HDF5 file, or a folder of them")
         names = [name for name in files_below(self.root) if name.endswith(SUFFIXES)] if self.root.is_dir() else []
         self._files = [self.root] if self.root.is_file() else [self.root / name for name in sorted(names, key=natural)]
-        self.cameras, self.keys, texts = {}, {}, {INSTRUCTION: None}
-        self.entries = []
+        self.cameras: dict[str, tuple[int, int]] = {}
+        self.keys: dict[str, tuple[int, ...]] = {}
+        self.entries: list[Entry] = []
+        texts: dict[str, None] = {INSTRUCTION: None}
         self._told: dict[Path, list[str]] = {}
         rates, robots = set(), set()
         for path in self._files:
