@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -161,6 +162,7 @@ _here: tuple[Episodes, Calibration, Verify]
 def _start(reader: Episodes, calibration: Calibration, verify: Verify) -> None:
     """In a process that starts: each has its share of the cores, and ends when the audit is killed."""
     global _here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the audit ends its processes itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch

@@ -137,6 +137,15 @@ def test_a_full_disk_is_said_and_costs_nothing_that_was_read(
     assert (through["episodes_kept_from_before"], through["episodes_read"]) == (4, 3)
 
 
+def test_stopped_from_the_keyboard(dark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "summarise", stop)
+    assert typed(monkeypatch, *of(dark / "videos", tmp_path)) == 130
+    assert f"stopped; the same command goes on from what is kept in {tmp_path}" in capsys.readouterr().err
+
+
 def test_what_an_earlier_audit_wrote_stays_whole(dark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = of(dark / "zarr", tmp_path)
     assert typed(monkeypatch, *argv) == 1
