@@ -82,11 +82,20 @@ def calibrate(reader: Episodes) -> Calibration:
     )
 
 
+def read_numbers(
+    reader: Episodes, episode: Episode
+) -> tuple[Float64[np.ndarray, "steps action_dim"], Float64[np.ndarray, "rows proprio_dim"]]:
+    """Actions and states, of no dimensions where a training uses none of the dataset's."""
+    actions = reader.actions(episode) if reader.action_names else np.zeros((episode.length * reader.stride, 0))
+    states = reader.proprio(episode) if reader.proprio_names else np.zeros((episode.length, 0))
+    return np.asarray(actions, np.float64), np.asarray(states, np.float64)
+
+
 def by_row(reader: Episodes, episode: Episode) -> tuple[Float64[np.ndarray, "rows action_dim"], Float64[np.ndarray, "rows proprio_dim"]]:
     """States, and the mean of the actions between one state and the next."""
-    actions = np.asarray(reader.actions(episode), np.float64)
+    actions, states = read_numbers(reader, episode)
     rows = len(actions) // reader.stride
-    return actions[: rows * reader.stride].reshape(rows, reader.stride, -1).mean(1), np.asarray(reader.proprio(episode), np.float64)
+    return actions[: rows * reader.stride].reshape(rows, reader.stride, actions.shape[1]).mean(1), states
 
 
 def change(values: Float64[np.ndarray, "rows dims"]) -> Float64[np.ndarray, "rows-1 dims"]:

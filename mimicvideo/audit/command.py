@@ -1,6 +1,7 @@
 """The verb `audit`: which datasets under which configuration, where results go, and the status that it ends with."""
 
 import logging
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 from mimicvideo.messages import ConfigError
 
+STOPPED = 130  # by Ctrl-C, as a shell has it
 CLEAN, FOUND = 0, 1  # 2, for what cannot be run, is the program's own
 SEVERITIES = ("warning", "error", "never")
 
@@ -21,7 +23,7 @@ def audit(argv: Sequence[str], training_data: Callable[[list[str]], dict[str, An
         training_data: Makes `class_path` and `init_args` of the data out of flags of `fit`.
 
     Returns:
-        The program's status: 0 if nothing is found at or above `--fail-on`, else 1.
+        The program's status: 0 if nothing is found at or above `--fail-on`, else 1; 130 if it was stopped from the keyboard.
 
     Raises:
         ConfigError: If the flags are wrong, no dataset can be opened, or results cannot be written.
@@ -52,6 +54,9 @@ def audit(argv: Sequence[str], training_data: Callable[[list[str]], dict[str, An
             )
         except (DatasetError, OSError) as error:  # status 1 would say that something was found
             raise ConfigError(str(error)) from error
+        except KeyboardInterrupt:
+            print(f"mimicvideo audit: stopped; the same command goes on from what is kept in {options.out}", file=sys.stderr)
+            return STOPPED
     counts = {severity: sum(audited.findings.number(severity) for audited in results) for severity in ("warning", "error")}
     failing = {"never": 0, "error": counts["error"], "warning": counts["error"] + counts["warning"]}[options.fail_on]
     return FOUND if failing else CLEAN

@@ -13,7 +13,7 @@ from mimicvideo.audit.judge import Judge
 from mimicvideo.audit.judge_text import Instructions
 from mimicvideo.audit.population import Population
 from mimicvideo.audit.totals import Dimensions, Rates, count_samples, describe
-from mimicvideo.audit.work import read_summaries, results_key, summarise_all
+from mimicvideo.audit.work import fingerprints, read_summaries, results_key, summarise_all
 from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.scan import Verify
 from mimicvideo.data.window import Window
@@ -27,7 +27,7 @@ class Audited:
         name: Of the source.
         findings: What is wrong with it.
         content: Numbers for the report, ready for JSON; empty if it could not be opened.
-        fingerprint: Its `tables_fingerprint`.
+        fingerprint: Its `stored_fingerprint`.
         problem: Why it could not be opened.
         reader: To look at pictures again.
     """
@@ -76,6 +76,7 @@ def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, d
         OSError: If results cannot be written, or a process dies.
     """
     start = time.monotonic()
+    _, stored = fingerprints(reader)
     calibration = calibrate(reader)
     path = plan.folder / f"episodes-{_file_name(name)}.jsonl"
     new, before = summarise_all(
@@ -90,6 +91,8 @@ def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, d
     findings = Findings()
     for index, reason in reader.skipped.items():
         findings.add(kind_of(reason), index, reason)
+    for remark in reader.remarks:
+        findings.add(kind_of(remark), None, remark)
     usual = Population(summaries(), len(usable))
     judge = Judge(reader, calibration, usual, findings)
     instructions, dimensions, rates = Instructions(plan.language), Dimensions(reader, calibration), Rates(len(usable))
@@ -130,7 +133,7 @@ def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, d
             "frames_per_core_second": frames / dimensions.seconds if dimensions.seconds else None,
         },
     }
-    return Audited(name, findings, content, reader.tables_fingerprint, None, reader)
+    return Audited(name, findings, content, stored, None, reader)
 
 
 def unopened(name: str, problem: str) -> Audited:

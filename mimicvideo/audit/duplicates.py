@@ -12,10 +12,11 @@ from jaxtyping import Float32, Int
 from mimicvideo.audit.findings import Findings
 from mimicvideo.audit.pictures import GLIMPSE
 from mimicvideo.audit.robust import evenly
-from mimicvideo.audit.signals import DESCRIPTOR_SIZE
+from mimicvideo.audit.signals import DESCRIPTOR_SIZE, projected
 from mimicvideo.data.episodes import Episode, Episodes
 
 CLOSE = 0.02  # of the typical distance of two episodes: candidates. Scripted experts with like goals come as close
+SEEN = 0.1  # the same of coarse pictures, for datasets without numbers: these are rounded to a level and another encoding changes them
 NOISE = 0.3  # autocorrelation of a difference: that of two motions is smooth, near 1; that of a copy with noise or rounding is near 0
 ALIKE = 3.0  # levels of 255 by which a coarse picture of the same scene differs after another encoding
 COMPARED = 512  # episodes whose distances are taken as typical
@@ -39,19 +40,20 @@ def find_duplicates(summaries: Iterable[dict[str, Any]], count: int, reader: Epi
     """Adds every episode that repeats an earlier one. What is kept of each, a few hundred bytes, lies in a temporary file."""
     if count < 2:
         return
+    robot = bool(reader.action_names or reader.proprio_names)
     with tempfile.TemporaryDirectory() as folder:
         rows = np.memmap(Path(folder) / "episodes", _ROW, "w+", shape=(count,))
         used = 0
         for summary in summaries:
-            rows[used] = _row(summary)
+            rows[used] = _row(summary, robot)
             used += 1
         rows = rows[np.argsort(rows["index"][:used], kind="stable")]
-        limit = _limit(rows)
+        limit = _limit(rows, CLOSE if robot else SEEN)
         told = _equal(rows, limit, findings)
         _near(rows, limit, told, reader, findings)
 
 
-def _row(summary: dict[str, Any]) -> tuple[Any, ...]:
+def _row(summary: dict[str, Any], robot: bool) -> tuple[Any, ...]:
     numbers, pictures = summary.get("numbers", {}), summary.get("pictures", {})
     hashes = numbers.get("hash", {})
     seen = [camera["hash"] for camera in pictures.values()]
@@ -59,7 +61,7 @@ def _row(summary: dict[str, Any]) -> tuple[Any, ...]:
     name = int(hashlib.sha256(f"{summary['task']}\n{summary['instructions'][0]}".encode()).hexdigest()[:16], 16)
     first = next(iter(pictures.values()), None)
     glimpse = first["glimpse"] if first else [0] * GLIMPSE
-    place = numbers.get("descriptor") or [np.nan] * DESCRIPTOR_SIZE
+    place = numbers.get("descriptor") or (projected(np.array(glimpse, np.float64)) if first and not robot else [np.nan] * DESCRIPTOR_SIZE)
     return (
         summary["episode"],
         summary["length"],
@@ -131,7 +133,7 @@ def _first(hashes: np.ndarray) -> Int[np.ndarray, " rows"]:
 
 
 def _near(rows: np.ndarray, limit: float, told: set[tuple[int, int]], reader: Episodes, findings: Findings) -> None:
-    """Adds trajectories that almost coincide, if their names differ or the difference is noise.
+    """Adds trajectories that almost coincide, if their names differ or the difference is noise; of videos alone, those that look alike.
 
     Neighbours are sought along the direction in which episodes differ most; candidates are read again.
     """
@@ -153,7 +155,10 @@ def _near(rows: np.ndarray, limit: float, told: set[tuple[int, int]], reader: Ep
         earlier, later = int(rows["index"][a]), int(rows["index"][b])
         if (earlier, later) in told:
             continue
-        if rows["name"][a] != rows["name"][b]:
+        if not (reader.action_names or reader.proprio_names):
+            if _alike(rows["glimpse"][a], rows["glimpse"][b]):
+                findings.add("near_duplicate", later, f"its pictures are almost those of episode {earlier}")
+        elif rows["name"][a] != rows["name"][b]:
             findings.add("near_duplicate", later, f"its motion is almost that of episode {earlier}, which has another task or instruction")
         elif _is_noise(reader, episodes[earlier], episodes[later]):
             findings.add("near_duplicate", later, f"its motion is that of episode {earlier} but for noise")
@@ -168,12 +173,12 @@ def _is_noise(reader: Episodes, one: Episode, other: Episode) -> bool:
     return power == 0 or float((difference[1:] * difference[:-1]).sum()) < NOISE * power
 
 
-def _limit(rows: np.ndarray) -> float:
-    """How close two trajectories must be to be compared again: CLOSE of the median distance of a sample."""
+def _limit(rows: np.ndarray, share: float) -> float:
+    """How close two trajectories must be to be compared again: a share of the median distance of a sample."""
     places = rows["place"][np.isfinite(rows["place"]).all(1)]
     if len(places) < 3:
         return 0.0
     sample = places[evenly(len(places), COMPARED)].astype(np.float64)
     norms = (sample * sample).sum(1)
     squares = norms[:, None] + norms[None] - 2 * sample @ sample.T
-    return CLOSE * float(np.sqrt(np.maximum(np.median(squares[np.triu_indices(len(squares), 1)]), 0)))
+    return share * float(np.sqrt(np.maximum(np.median(squares[np.triu_indices(len(squares), 1)]), 0)))

@@ -10,7 +10,7 @@ from mimicvideo.data.episodes import Episode, Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.scan import Verify
 
-VERSION = 1  # of the summary: another number, and results that are kept are made again
+VERSION = 2  # of the summary: another number, and results that are kept are made again
 
 
 def summarise(reader: Episodes, episode: Episode, calibration: Calibration, verify: Verify) -> dict[str, Any]:
@@ -36,6 +36,8 @@ def summarise(reader: Episodes, episode: Episode, calibration: Calibration, veri
         summary["problem"] = reader.damage(episode) if verify == "full" else None
         if summary["problem"] is None:
             summary["pictures"] = summarise_pictures(reader, episode, speed)
+            if not reader.action_names and not reader.proprio_names:
+                numbers["idle"] = [min(pictures["still_ends"][end] for pictures in summary["pictures"].values()) for end in (0, 1)]
     except (DatasetError, OSError) as error:
         summary["problem"] = str(error)
     return {**summary, "seconds": round(time.perf_counter() - start, 4)}

@@ -13,9 +13,9 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "unusable": ("error", "the reader refuses it"),
     "not_finite": ("error", "NaN or infinite numbers"),
     "too_short": ("error", "fewer rows than training needs"),
-    "missing_video": ("error", "a video file is not there"),
+    "missing_video": ("error", "a video, or a file with pictures, is not there"),
     "short_video": ("error", "fewer frames than rows"),
-    "corrupt_video": ("error", "a video cannot be decoded, or only by painting over damage"),
+    "corrupt_video": ("error", "pictures cannot be decoded, or only by painting over damage; or their file is damaged"),
     "wrong_resolution": ("error", "pictures of another size than the dataset says"),
     "wrong_rate": ("error", "recorded at another rate than the dataset says"),
     "timestamps_not_increasing": ("error", "timestamps repeat or run backwards"),
@@ -57,13 +57,16 @@ LISTED = 1000  # findings of one kind in one dataset that are kept with their te
 
 # What readers say about episodes that they refuse, most specific first.
 _REASONS = [
+    (r"(caption|text) .*cannot be read|is no (UTF-8 )?text|holds .* where a sentence should be", "unusable"),
+    (r"(stamps|times) do not (increase|ascend)", "timestamps_not_increasing"),
     (r"NaN or infinite", "not_finite"),
     (r"rows, fewer than", "too_short"),
-    (r"no such file|has no video|is missing", "missing_video"),
+    (r"all its pictures are black", "black_frames"),
+    (r"no such file|has no video|has no pictures|(is|are) missing", "missing_video"),
     (r"has no frame at|another rate|frames per second", "wrong_rate"),
-    (r"shorter than|ends before|of \d+ frames", "short_video"),
+    (r"shorter than|ends before|of \d+ frames|\d+ pictures .*(but|for) \d+ (times|steps)", "short_video"),
     (r"pixels", "wrong_resolution"),
-    (r"video|picture|truncated|damaged|FFmpeg|decode|JPEG|PNG|image", "corrupt_video"),
+    (r"video|picture|truncated|damaged|FFmpeg|decode|JPEG|PNG|image|ends after \d+ of", "corrupt_video"),
 ]
 
 
@@ -121,4 +124,6 @@ class Findings:
 
 def kind_of(reason: str) -> str:
     """The kind of fault that a reader's sentence is about."""
+    if counts := re.search(r"has (\d+) rows, its pictures (\d+)", reason):
+        return "short_video" if int(counts[2]) < int(counts[1]) else "unusable"
     return next((kind for pattern, kind in _REASONS if re.search(pattern, reason)), "unusable")

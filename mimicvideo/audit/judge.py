@@ -9,7 +9,6 @@ from mimicvideo.audit.judge_pictures import judge_pictures
 from mimicvideo.audit.population import Population, log_slope, loss
 from mimicvideo.data.episodes import Episodes
 
-RARE = 0.1  # a share of the episodes up to which a peculiarity is a fault of theirs and not the dataset's way
 UNITS = 1.0  # decades: nature varies by less, and the smallest usual mistake of units (57.3, degrees for radians) by more
 LOST = 0.3  # of correlation: what a dimension loses and another gains before they count as exchanged
 
@@ -27,6 +26,7 @@ class Judge:
     def __init__(self, reader: Episodes, calibration: Calibration, usual: Population, findings: Findings) -> None:
         self.calibration, self.usual, self.findings = calibration, usual, findings
         self.names = {"actions": reader.action_names, "proprio": reader.proprio_names}
+        self.robot = bool(reader.action_names or reader.proprio_names)
         self.row_hz = reader.control_hz / reader.stride
         self.cameras = [camera.name for camera in reader.cameras]
 
@@ -52,10 +52,10 @@ class Judge:
                 self._gripper(number, gripper, index)
             if "follow" in numbers:
                 self._follow(numbers["follow"], constant, index)
-            if not self._all_constant(numbers):
-                self._idle(numbers["idle"], summary["length"], index)
+        if "idle" in numbers and not self._stands(numbers, summary["length"]):
+            self._idle(numbers["idle"], summary["length"], index)
         if "pictures" in summary:
-            judge_pictures(summary["pictures"], summary["length"], index, self.usual, self.findings)
+            judge_pictures(summary["pictures"], summary["length"], index, self.usual, self.findings, self.robot)
 
     def dataset(self) -> None:
         """Adds what is wrong with all episodes alike."""
@@ -75,7 +75,8 @@ class Judge:
                 self.findings.add(f"idle_{end}", None, f"in most episodes nothing moves in {share:.0%} of the rows at the {end}")
         for camera in self.cameras:
             if (share := self.usual[f"{camera}/frozen"].median) > 0.3:
-                text = f"camera {camera}: in most episodes {share:.0%} of the pictures repeat the one before while the robot moves"
+                text = f"camera {camera}: in most episodes {share:.0%} of the pictures repeat the one before"
+                text += " while the robot moves" if self.robot else ""
                 self.findings.add("dropped_frames", None, text)
         self._names_disagree()
 
@@ -122,30 +123,31 @@ class Judge:
         found = set()
         for kind, what in (("actions", "constant_action"), ("proprio", "constant_proprio")):
             grippers = self.calibration.action_grippers if kind == "actions" else self.calibration.state_grippers
-            dims = [
-                dim
-                for dim, (low, high) in enumerate(zip(numbers[kind]["min"], numbers[kind]["max"], strict=True))
-                if low == high and dim not in grippers and self._rarely(f"{kind}/{dim}/constant")
-            ]
+            still = [dim for dim, (low, high) in enumerate(zip(numbers[kind]["min"], numbers[kind]["max"], strict=True)) if low == high]
+            still = [dim for dim in still if dim not in grippers]
+            # Of several tasks some may not need every dimension, but none no dimension at all.
+            nothing = self.usual.varied and len(still) == len(self.names[kind]) - len(grippers)
+            dims = [dim for dim in still if self._rarely(f"{kind}/{dim}/constant", nothing)]
             if dims:
                 value = ", ".join(f"{numbers[kind]['min'][dim]:.4g}" for dim in dims)
                 self.findings.add(what, index, f"{self._dims(kind, dims)} stay at {value}, in other episodes they change")
             found |= {(kind, dim) for dim in dims}
         return found
 
-    def _rarely(self, name: str) -> bool:
-        return self.usual[name].known and self.usual[name].mean <= RARE
+    def _rarely(self, name: str, unknown: bool = False) -> bool:
+        return (self.usual[name].known or unknown) and self.usual[name].mean <= self.usual[name].rare
 
-    def _all_constant(self, numbers: dict[str, Any]) -> bool:
+    def _stands(self, numbers: dict[str, Any], length: int) -> bool:
+        """Whether nothing moves in a whole episode, which is another finding than an idle end."""
         kind = "proprio" if self.names["proprio"] else "actions"
-        return numbers[kind]["min"] == numbers[kind]["max"]
+        return numbers[kind]["min"] == numbers[kind]["max"] if self.names[kind] else min(numbers["idle"]) >= length - 1
 
     def _magnitude(self, numbers: dict[str, Any], index: int) -> None:
         for kind in ("actions", "proprio"):
             factors = {}
             for dim, (low, high) in enumerate(zip(numbers[kind]["min"], numbers[kind]["max"], strict=True)):
                 usual, size = self.usual[f"{kind}/{dim}/magnitude"], math.log10(max(abs(low), abs(high), 1e-9))
-                if usual.high > -6 and usual.far_above(size, UNITS) and size - usual.high > UNITS:
+                if min(usual.high, usual.median) > -6 and usual.far_above(size, UNITS) and size - usual.high > UNITS:
                     factors[dim] = 10 ** (size - usual.median)
             if factors:
                 text = f"{self._dims(kind, factors)} are {', '.join(f'{factor:.0f}' for factor in factors.values())} times the usual size"
@@ -173,13 +175,13 @@ class Judge:
             if not inside and (low.far(gripper["min"], 0.25 * span) or high.far(gripper["max"], 0.25 * span)):
                 text = f"{name} lies in [{gripper['min']:.3g}, {gripper['max']:.3g}], usual is [{low.median:.3g}, {high.median:.3g}]"
                 self.findings.add("gripper_range", index, text)
-        if abs(gripper["opens"]) >= 0.5 and sign.same and abs(sign.mean) >= 1 - 2 * RARE and gripper["opens"] * sign.median < 0:
+        if abs(gripper["opens"]) >= 0.5 and sign.same and abs(sign.mean) >= 1 - 2 * sign.rare and gripper["opens"] * sign.median < 0:
             opens = "opens" if gripper["opens"] > 0 else "closes"
             self.findings.add("inverted_gripper", index, f"a larger {name} {opens} the gripper, unlike in other episodes")
         elif not self.calibration.state_grippers and span > 0:
             # Without a measured opening: the command at the start, where demonstrations of one robot agree.
             first = self.usual[f"gripper/{number}/first"]
-            if first.same and first.far(gripper["first"], 0.5 * span) and abs(first.mean - first.median) <= RARE * span:
+            if first.same and first.far(gripper["first"], 0.5 * span) and abs(first.mean - first.median) <= first.rare * span:
                 text = f"{name} starts at {gripper['first']:.3g}, in other episodes at {first.median:.3g}"
                 self.findings.add("inverted_gripper", index, text)
 

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from mimicvideo.audit.findings import Findings
 from mimicvideo.audit.pictures import SIGNATURE
-from mimicvideo.audit.population import Population, distance
+from mimicvideo.audit.population import Population, distance, repeats
 
 HALF = 0.5  # a change of the pictures explains that they differ from the usual if it halves the difference
 NOTICED = 4.0  # levels of difference below which a scene is the usual one
@@ -26,7 +26,7 @@ _CHANGES: list[tuple[str, str, Callable[[_Picture], _Picture]]] = [
 ]
 
 
-def judge_pictures(pictures: dict[str, Any], length: int, index: int, usual: Population, findings: Findings) -> None:
+def judge_pictures(pictures: dict[str, Any], length: int, index: int, usual: Population, findings: Findings, robot: bool) -> None:
     """Adds what is wrong with the pictures of one episode.
 
     Args:
@@ -35,11 +35,12 @@ def judge_pictures(pictures: dict[str, Any], length: int, index: int, usual: Pop
         index: Of the episode.
         usual: Of the dataset.
         findings: Where they are added.
+        robot: Whether the dataset's numbers say when a robot moves.
     """
     for camera, summary in pictures.items():
         dark = _dark(camera, summary, length, index, usual, findings)
         if not dark:
-            broken = _motion(camera, summary, length, index, usual, findings)
+            broken = _motion(camera, summary, length, index, usual, findings, robot)
             _look(camera, summary, index, usual, findings, broken)
 
 
@@ -47,32 +48,36 @@ def _dark(camera: str, summary: dict[str, Any], length: int, index: int, usual: 
     found = False
     for name, what in (("black", "black"), ("blank", "of one colour")):
         count, row = summary[name]
-        if count and (count == length or usual[f"{camera}/{name}"].far_above(count, 0.5)):
+        told = usual[f"{camera}/{name}"]
+        if count and (count == length or not told.known or told.far_above(count, 0.5)):
             findings.add(f"{name}_frames", index, f"camera {camera}: {count} of {length} pictures are {what}, from row {row}")
             found = True
     return found
 
 
-def _motion(camera: str, summary: dict[str, Any], length: int, index: int, usual: Population, findings: Findings) -> bool:
+def _motion(camera: str, summary: dict[str, Any], length: int, index: int, usual: Population, findings: Findings, robot: bool) -> bool:
     """Returns whether frames repeat, jump or are missing."""
     frozen, (flash, flash_row), (leap, leap_row) = summary["frozen"], summary["flash"], summary["leap"]
     broken = False
-    # One repeated picture may be a slow moment, two are not. Where there is nothing to compare with, all of them must stand still.
-    alone = not usual[f"{camera}/frozen"].known and frozen["share"] > 0.9
-    if alone or usual[f"{camera}/frozen moving"].far_above(frozen["moving"], 1.5):
+    while_moving, speed = (" while the robot moves", " for the robot's speed") if robot else ("", "")
+    # One or two repeated pictures may be a slow moment, three are not. Where there is nothing to compare with, a quarter must.
+    most = max(6, 0.25 * length)
+    long = frozen["rows"] >= most or frozen["share"] > 0.5
+    alone = not usual[f"{camera}/repeats"].known and (frozen["moving"] >= most or frozen["share"] > 0.5)
+    if alone or usual[f"{camera}/repeats"].far_above(repeats(frozen), 1.5):
         broken = True
-        if frozen["rows"] >= max(6, 0.25 * length) or frozen["share"] > 0.5:
-            text = f"camera {camera}: {frozen['share']:.0%} of the pictures stand still while the robot moves, from row {frozen['row']} on"
+        if long:
+            text = f"camera {camera}: {frozen['share']:.0%} of the pictures stand still{while_moving}, from row {frozen['row']} on"
             findings.add("frozen_video", index, text)
         else:
-            text = f"camera {camera}: {frozen['rows']} pictures from row {frozen['row']} on repeat the one before while the robot moves"
+            text = f"camera {camera}: {frozen['rows']} pictures from row {frozen['row']} on repeat the one before{while_moving}"
             findings.add("dropped_frames", index, text)
     if usual[f"{camera}/flash"].far_above(flash, FLASH):
         broken = True
         findings.add("exposure_jump", index, f"camera {camera}: the brightness jumps by {flash:.0f} of 255 at row {flash_row}")
     if not broken and usual[f"{camera}/leap"].far_above(leap, LEAP):
         broken = True
-        text = f"camera {camera}: at row {leap_row} the picture changes {math.exp(leap):.1f} times as much as usual for the robot's speed"
+        text = f"camera {camera}: at row {leap_row} the picture changes {math.exp(leap):.1f} times as much as usual{speed}"
         findings.add("dropped_frames", index, text)
     return broken
 
@@ -91,5 +96,5 @@ def _look(camera: str, summary: dict[str, Any], index: int, usual: Population, f
     best, kind, text = min(tried)
     if best < HALF * off:
         findings.add(kind, index, f"camera {camera}: its pictures look {text} (difference {best:.0f} levels of 255 instead of {off:.0f})")
-    elif not broken and off - usual.distances[camera].median > OTHER:
+    elif not broken and not usual.varied and off - usual.distances[camera].median > OTHER:
         findings.add("other_scene", index, f"camera {camera}: its pictures differ by {off:.0f} levels of 255 from the usual")

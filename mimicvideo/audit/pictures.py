@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from mimicvideo.audit.robust import runs
 from mimicvideo.audit.signals import MOVING
@@ -18,12 +18,14 @@ SIGNATURE = 8  # cells along a side of the mean picture
 BLACK = 12.0  # of 255: video black is 0, noise and compression lift it by a few levels
 UNIFORM = 2.0  # levels of standard deviation over a picture: less than the noise of any camera
 STILL = 0.5  # levels: no cell's mean changes by what an 8-bit picture could show
+CODED = 2.5  # levels: the same where no speed says that something moves; codecs settle on a still picture by up to two
 GLIMPSE = 4 * SIGNATURE * SIGNATURE  # luma of the first, last and two middle frames, to tell scenes apart
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def summarise_pictures(reader: Episodes, episode: Episode, speed: np.ndarray) -> dict[str, Any]:
-    """By camera. `speed` is that of `signals.summarise_numbers`, or of no length.
+    """By camera. `speed` is that of `signals.summarise_numbers`, or of no length: then pictures that stand still at an end count as idle,
+    in between as frozen.
 
     Raises:
         DatasetError: If a video cannot be read.
@@ -71,8 +73,13 @@ def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray
     moving = speed[:-1] > MOVING if numbers else np.ones(len(steps), bool)
     # A tenth of what the episode's pictures change at that speed: slow motion and the pulse of key frames stay above and below.
     pace = np.minimum(speed[:-1], 1.0) if numbers else np.ones(len(steps))
-    still = peak < np.maximum(STILL, 0.1 * pace * np.percentile(peak[moving], 75) if moving.any() else STILL)
-    start, length, within = max(((s, n, int(moving[s : s + n].sum())) for s, n in runs(still)), key=lambda run: run[2], default=(0, 0, 0))
+    least = STILL if numbers else CODED
+    still = peak < np.maximum(least, 0.1 * pace * np.percentile(peak[moving], 75) if moving.any() else least)
+    head, tail = _first_change(still), _first_change(still[::-1])
+    if not numbers:  # nobody knows whether something should move at the ends; if nothing ever does, the video is frozen
+        still[:head] = still[len(still) - tail :] = head == len(still)
+    found = [(s, n, int(moving[s : s + n].sum())) for s, n in runs(still) if _repeated(peak, s, n)]
+    start, length, within = max(found, key=lambda run: run[2], default=(0, 0, 0))
     return {
         "signature": _signature(_median(cells[seen] if seen.any() else cells)),
         "glimpse": [
@@ -88,9 +95,26 @@ def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray
             "rows": length,
             "row": start + 1,
         },
+        "still_ends": [head, tail],
         "activity": round(float(np.median(mean[moving])) if moving.any() else 0.0, 4),
         **_jumps(steps, mean, speed[:-1] if numbers else None, moving),
     }
+
+
+def _repeated(peak: Float32[np.ndarray, " steps"], start: int, count: int) -> bool:
+    """Whether pictures repeat rather than change little: most are the same, or they stay for long, or a leap then makes up for it."""
+    end = start + count
+    if end == len(peak) or count >= 0.25 * len(peak) or np.median(peak[start:end]) < STILL:
+        return True
+    around = max(float(peak[place]) for place in (start - 1, end + 1) if 0 <= place < len(peak)) if len(peak) > count + 1 else 0.0
+    return bool(peak[end] > (count + 1) / 2 * around)
+
+
+def _first_change(still: Bool[np.ndarray, " steps"]) -> int:
+    """Steps before the first two in a row that are not still: a codec's correction of a still picture comes alone."""
+    changes = ~still
+    twice = np.flatnonzero(changes[:-1] & changes[1:])
+    return int(twice[0]) if len(twice) else len(still)
 
 
 def _median(cells: Float32[np.ndarray, "n rows columns 3"]) -> Float32[np.ndarray, "rows columns 3"]:

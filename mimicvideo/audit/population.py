@@ -1,7 +1,9 @@
 """What is usual in a dataset: each quantity of the episodes' summaries, with its median and spread over a sample of bounded size."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ from mimicvideo.audit.robust import SAMPLE, Usual, evenly, usual
 
 NOTHING = usual([])
 SMALLEST = 1e-9  # magnitudes below count as zero
+# What differs between tasks. Of a few episodes of several tasks none is unusual in these: each may be what its task asks for.
+HABITS = re.compile(r"length|gripper/\d+/(min|max|first)|.*/(constant|magnitude|at_limit|leap)")
+SEVERAL = 5  # episodes from which on several tasks may be compared all the same
 
 
 class Population:
@@ -25,6 +30,7 @@ class Population:
         lag: The place in `pooled` where actions explain most.
         signatures: The usual picture of each camera.
         distances: How far episodes' pictures are from it.
+        varied: Whether there are few episodes and several tasks.
     """
 
     lag = 0
@@ -34,15 +40,18 @@ class Population:
         values: dict[str, list[float | None]] = {}
         signatures: dict[str, list[list[int]]] = {}
         pooled: list[list[float]] = []
+        tasks = set()
         for place, summary in enumerate(summaries):
             if place in chosen:
+                tasks.add(summary["task"])
                 for name, value in quantities(summary):
                     values.setdefault(name, []).append(value)
                 if "follow" in summary.get("numbers", {}):
                     pooled.append(summary["numbers"]["follow"]["pooled"])
                 for camera, pictures in summary.get("pictures", {}).items():
                     signatures.setdefault(camera, []).append(pictures["signature"])
-        self._usual = {name: usual(found) for name, found in values.items()}
+        self.varied = len(tasks) > 1 and len(chosen) < SEVERAL
+        self._usual = {name: self._compared(name, usual(found)) for name, found in values.items()}
         self.signatures: dict[str, Float64[np.ndarray, " values"]] = {
             camera: np.median(np.array(found, np.float64), axis=0) for camera, found in signatures.items()
         }
@@ -54,6 +63,9 @@ class Population:
         if pooled:
             self.lag = int(np.median(pooled, axis=0).argmax())
             self._usual["follow/loss"] = usual(loss(one, self.lag) for one in pooled)
+
+    def _compared(self, name: str, found: Usual) -> Usual:
+        return replace(found, below=math.inf, above=math.inf) if self.varied and HABITS.fullmatch(name) else found
 
     def __getitem__(self, name: str) -> Usual:
         return self._usual.get(name, NOTHING)
@@ -91,9 +103,14 @@ def quantities(summary: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
         for name in ("black", "blank"):
             yield f"{camera}/{name}", pictures[name][0]
         yield f"{camera}/frozen", pictures["frozen"]["share"]
-        yield f"{camera}/frozen moving", pictures["frozen"]["moving"]
+        yield f"{camera}/repeats", repeats(pictures["frozen"])
         yield f"{camera}/flash", pictures["flash"][0]
         yield f"{camera}/leap", pictures["leap"][0]
+
+
+def repeats(frozen: dict[str, Any]) -> int:
+    """How many pictures repeat beyond the first that does: that one may be a slow moment."""
+    return max(frozen["moving"] - 1, 0)
 
 
 def loss(pooled: list[float], lag: int) -> float:

@@ -52,6 +52,8 @@ def write_report(path: Path, content: Mapping[str, Any], results: list[Audited],
     body = [part for dataset, audited in zip(datasets, results, strict=True) for part in _section(dataset, audited, max_thumbnails)]
     kinds = [[page.escape(kind), entry["severity"], page.escape(entry["means"])] for kind, entry in content["kinds"].items()]
     foot = [page.folded("All kinds of faults that are looked for", page.table(["kind", "severity", "means"], kinds))]
+    keys = [[page.escape(key), page.escape(means)] for key, means in content["keys"].items()]
+    foot.append(page.folded("What the keys of audit.json mean", page.table(["key", "means"], keys)))
     path.write_text(page.page("Audit", [*head, *body, *foot]), encoding="utf-8")
 
 

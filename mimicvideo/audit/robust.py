@@ -12,7 +12,9 @@ SIGMAS = 6.0
 MAD_TO_SIGMA = 1.4826
 DECILE_TO_SIGMA = 1 / 1.2816
 SAMPLE = 2048  # episodes that statistics are taken from: medians of so many are within 3 % of a standard deviation
-FEWEST = 5  # episodes from which on one can stand out: of four, two may be wrong
+FEWEST = 3  # episodes from which on one can stand out: of two, either may be wrong
+FEW = 10  # episodes up to which percentiles and MADs are small by chance: the spread is then that of all but the farthest
+RARE = 0.1  # a share of the episodes up to which a peculiarity is a fault of theirs and not the dataset's way; one episode always is
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Usual:
         above: Likewise upwards.
         mean: Of the values.
         high: Their third quartile.
+        count: How many there are.
     """
 
     median: float
@@ -32,6 +35,12 @@ class Usual:
     above: float
     mean: float
     high: float
+    count: int
+
+    @property
+    def rare(self) -> float:
+        """The largest share of the values that is rare."""
+        return max(RARE, 1 / max(self.count, 1)) + 1e-9
 
     @property
     def known(self) -> bool:
@@ -60,14 +69,17 @@ def usual(values: Iterable[float | None]) -> Usual:
     """Of the values that are defined. The least and the greatest have no say in the spreads, so that one of few can stand out."""
     known = np.sort([value for value in values if value is not None and np.isfinite(value)]).astype(np.float64)
     if not len(known):
-        return Usual(float("nan"), float("inf"), float("inf"), float("nan"), float("nan"))
+        return Usual(float("nan"), float("inf"), float("inf"), float("nan"), float("nan"), 0)
     median = float(np.median(known))
     below = above = float("inf")
-    if len(known) >= FEWEST:
-        mad = MAD_TO_SIGMA * float(np.median(np.abs(known - median)))
+    off = np.sort(np.abs(known - median))
+    if FEWEST <= len(known) < FEW:
+        below = above = off[-2]
+    elif len(known) >= FEW:
+        mad = MAD_TO_SIGMA * float(np.median(off))
         low, high = np.percentile(known[1:-1], [10, 90])
         below, above = max(mad, DECILE_TO_SIGMA * (median - low)), max(mad, DECILE_TO_SIGMA * (high - median))
-    return Usual(median, float(below), float(above), float(known.mean()), float(np.percentile(known, 75)))
+    return Usual(median, float(below), float(above), float(known.mean()), float(np.percentile(known, 75)), len(known))
 
 
 def evenly(count: int, most: int) -> Int[np.ndarray, " chosen"]:

@@ -12,9 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from mimicvideo.audit.dataset import Audited, Plan, audit_dataset, unopened
 from mimicvideo.audit.findings import KINDS
+from mimicvideo.audit.keys import KEYS
 from mimicvideo.audit.report import write_report
 from mimicvideo.audit.sources import open_all
 from mimicvideo.audit.table import print_table
+from mimicvideo.audit.work import writing
+from mimicvideo.data.claims import Claims
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.modules import ClipData
 from mimicvideo.data.quarantine import write_quarantine
@@ -30,37 +33,61 @@ def run_audit(data: ClipData, out: Path, num_workers: int, verify: Verify, langu
 
     Raises:
         DatasetError: If none of them can be opened.
-        OSError: If results cannot be written.
+        OSError: If results cannot be written, or another audit is writing there.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        claims = Claims(out / ".audit")
+    try:
+        if not claims.take("running"):
+            raise OSError(f"another audit is writing to {out}: wait for it, or choose another folder with --out")
+        return _run(data, out, num_workers, verify, language, max_thumbnails)
+    finally:
+        claims.release_all()
+
+
+def _run(data: ClipData, out: Path, num_workers: int, verify: Verify, language: str, max_thumbnails: int) -> list[Audited]:
     window, console = data.window, Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
     results: list[Audited] = []
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeElapsedColumn()]
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
-        for name in data.source_names:
+    for name in data.source_names:
+        try:
+            reader = open_all(data, name)  # beside no progress bar: readers import libraries that change imports while they do so
+        except DatasetError as error:
+            results.append(unopened(name, str(error)))
+            continue
+        plan = Plan(window, verify, language, num_workers, out)
+        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(name, total=sum(episode.length for episode in reader.episodes))
             try:
-                reader = open_all(data, name)
+                results.append(audit_dataset(name, reader, data.held_out(reader), plan, _advance(progress, task)))
             except DatasetError as error:
                 results.append(unopened(name, str(error)))
-                continue
-            plan = Plan(window, verify, language, num_workers, out)
-            task = progress.add_task(name, total=sum(episode.length for episode in reader.episodes))
-            results.append(audit_dataset(name, reader, data.held_out(reader), plan, _advance(progress, task)))
     opened = {audited.name: audited for audited in results if audited.problem is None}
     if not opened:
         raise DatasetError("; ".join(f"{audited.name}: {audited.problem}" for audited in results))
     content = to_json(results, data)
-    (out / "audit.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     quarantine = {
         name: {"root": one.content["root"], "fingerprint": one.fingerprint, "episodes": one.findings.quarantined}
         for name, one in opened.items()
     }
-    write_quarantine(out / "quarantine.json", quarantine)
-    write_report(out / "audit.html", content, results, max_thumbnails)
+    with writing(out):
+        _write(out / "audit.json", lambda path: path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"))
+        _write(out / "quarantine.json", lambda path: write_quarantine(path, quarantine))
+        _write(out / "audit.html", lambda path: write_report(path, content, results, max_thumbnails))
     print_table(console, content, out)
     return results
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Under another name first: what an earlier audit left stays whole if the disk is full."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def to_json(results: list[Audited], data: ClipData) -> dict[str, Any]:
@@ -95,6 +122,7 @@ def to_json(results: list[Audited], data: ClipData) -> dict[str, Any]:
             for audited in results
         ],
         "kinds": {kind: {"severity": severity, "means": means} for kind, (severity, means) in KINDS.items()},
+        "keys": KEYS,
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from mimicvideo.audit.calibration import BINS, LAGS, ROWS, Calibration, by_row, change, driving, lagged
+from mimicvideo.audit.calibration import BINS, LAGS, ROWS, Calibration, by_row, change, driving, lagged, read_numbers
 from mimicvideo.audit.robust import correlation
 from mimicvideo.data.episodes import Episode, Episodes
 
@@ -21,11 +21,12 @@ INVERTED = 0.3  # of pooled correlation: oscillations correlate with the wrong s
 def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibration) -> tuple[dict[str, Any], np.ndarray]:
     """Everything that is kept of an episode's numbers, and how fast its states change in each row, in units of the typical fast speed.
 
-    The speed is of no length if there are no numbers or they are not finite.
+    The speed is of no length if there are no numbers or they are not finite, and then no end is called idle.
     """
-    actions, states = np.asarray(reader.actions(episode), np.float64), np.asarray(reader.proprio(episode), np.float64)
+    actions, states = read_numbers(reader, episode)
     bad = {name: _not_finite(values) for name, values in (("actions", actions), ("proprio", states))}
     summary: dict[str, Any] = {
+        "gripper": [],
         "not_finite": {name: text for name, text in bad.items() if text},
         "hash": {name: _digest(values) for name, values in (("actions", actions), ("proprio", states))},
         "times": _times(reader.times(episode)),
@@ -34,6 +35,8 @@ def summarise_numbers(reader: Episodes, episode: Episode, calibration: Calibrati
         return summary, np.zeros(0)
     for name, values in (("actions", actions), ("proprio", states)):
         summary[name] = _dimensions(values, calibration.ranges[name])
+    if not actions.shape[1] + states.shape[1]:
+        return summary, np.zeros(0)
     action_rows, states = by_row(reader, episode)
     speed = _speed(action_rows, states, calibration)
     summary["idle"] = _idle(speed)
@@ -183,9 +186,13 @@ def _descriptor(actions: np.ndarray, states: np.ndarray, calibration: Calibratio
     ranges = np.array(calibration.ranges["proprio"]).reshape(-1, 2)
     parts = [actions[places] / _positive(np.array(calibration.action_scale))]
     parts.append((states[places] - ranges[:, 0]) / _positive(ranges[:, 1] - ranges[:, 0]))
-    trajectory = np.concatenate(parts, axis=1).ravel()
-    directions = np.random.default_rng(0).normal(size=(DESCRIPTOR_SIZE, len(trajectory)))
-    return (directions @ trajectory / np.sqrt(DESCRIPTOR_SIZE * len(trajectory))).round(DIGITS).tolist()
+    return projected(np.concatenate(parts, axis=1).ravel())
+
+
+def projected(values: Float64[np.ndarray, " values"]) -> list[float]:
+    """On DESCRIPTOR_SIZE fixed random directions, such that distances become root mean squares over the values."""
+    directions = np.random.default_rng(0).normal(size=(DESCRIPTOR_SIZE, len(values)))
+    return (directions @ values / np.sqrt(DESCRIPTOR_SIZE * len(values))).round(DIGITS).tolist()
 
 
 def _positive(scale: np.ndarray) -> np.ndarray:

@@ -4,10 +4,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -15,16 +18,34 @@ from typing import IO, Any
 from mimicvideo.audit.calibration import Calibration
 from mimicvideo.audit.episode import VERSION, summarise
 from mimicvideo.data.episodes import Episode, Episodes
+from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.scan import Verify
 
 IN_FLIGHT = 4  # episodes per process that are given out at once
 
 
 def results_key(reader: Episodes, calibration: Calibration, verify: Verify) -> str:
-    """Names all that summaries depend on: the content of the dataset's files and how they are read."""
+    """Names all that summaries depend on: the content of the dataset's files and how they are read.
+
+    Raises:
+        DatasetError: If a file has vanished since the dataset was opened.
+    """
     cameras = [(camera.name, camera.height, camera.width) for camera in reader.cameras]
-    read = [VERSION, reader.fingerprint, cameras, reader.stride, asdict(calibration), verify]
+    fingerprint, _ = fingerprints(reader)
+    read = [VERSION, fingerprint, cameras, reader.stride, asdict(calibration), verify]
     return hashlib.sha256(json.dumps(read).encode()).hexdigest()
+
+
+def fingerprints(reader: Episodes) -> tuple[str, str]:
+    """Of all that is read, and of the dataset as it is stored; see `Episodes`. Readers keep them, so that files may vanish later.
+
+    Raises:
+        DatasetError: If a file has vanished since the dataset was opened.
+    """
+    try:
+        return reader.fingerprint, reader.stored_fingerprint
+    except OSError as error:
+        raise DatasetError(f"a file of {reader.root} was there when it was opened and cannot be read now ({error}): audit again") from error
 
 
 def summarise_all(
@@ -47,7 +68,8 @@ def summarise_all(
     Raises:
         OSError: If the file cannot be written, or a process died; what was finished is kept.
     """
-    _keep_whole_lines(path, key)
+    with writing(path.parent):
+        _keep_whole_lines(path, key)
     lengths = {episode.index: episode.length for episode in reader.episodes}
     there = {summary["episode"] for summary in read_summaries(path)} & set(lengths)
     for index in there:
@@ -56,10 +78,23 @@ def summarise_all(
     new = 0
     with path.open("a", encoding="utf-8") as file:
         for summary in _compute(reader, missing, calibration, verify, num_workers):
-            _write_line(file, summary)
+            with writing(path.parent):
+                _write_line(file, summary)
             new += 1
             done(summary["length"], True)
     return new, len(there)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Says in plain words that results cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"results cannot be written to {folder} ({error.strerror or error}): free some space, or choose another folder with --out; "
+            "episodes that were finished are not read again"
+        ) from error
 
 
 def read_summaries(path: Path) -> Iterator[dict[str, Any]]:
@@ -125,13 +160,22 @@ _here: tuple[Episodes, Calibration, Verify]
 
 
 def _start(reader: Episodes, calibration: Calibration, verify: Verify) -> None:
-    """In a process that starts: each has its share of the cores."""
+    """In a process that starts: each has its share of the cores, and ends when the audit is killed."""
     global _here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the audit ends its processes itself
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
     _here = (reader, calibration, verify)
+
+
+def _end_with_parent() -> None:
+    """A pool's processes would wait for work forever."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _summarise_here(episode: Episode) -> dict[str, Any]:

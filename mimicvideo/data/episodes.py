@@ -85,6 +85,7 @@ class Episodes(ABC):
     """
 
     representation: "Representation | None" = None  # what a window's actions are made with; see `View`
+    remarks: Sequence[str] = ()  # what seems to be wrong with the dataset beyond its episodes
     described_representation: Mapping[str, Any] | None = None  # what the dataset's description says of its numbers
 
     def __init__(
@@ -232,6 +233,11 @@ class Episodes(ABC):
     def tables_fingerprint(self) -> str:
         """The same without the videos: what numbers depend on."""
         return self._hash(self._files()[0])
+
+    @property
+    def stored_fingerprint(self) -> str:
+        """`tables_fingerprint` of the dataset as it lies on disk, whatever a training makes of it."""
+        return self.tables_fingerprint
 
     def _hash(self, files: Iterable[Path]) -> str:
         digest = hashlib.sha256()

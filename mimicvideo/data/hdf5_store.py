@@ -22,19 +22,24 @@ HASHED_ROWS = 64  # at once
 INSTRUCTION = "instruction"  # the key of what a file's attributes or its name say
 
 
+class DamagedFile(DatasetError):
+    """A file that HDF5 cannot read."""
+
+
 class Hdf5Store(Store):
     """Reads one file, or all files in a folder: LIBERO has one per task.
 
     Keys are the names of data sets in a demonstration, such as `actions` and `obs/ee_pos`. Data sets of bytes [steps, height, width, 3] are
     cameras, those of strings sentences. `instruction` is what LIBERO takes for it: `language_instruction` in the attribute `problem_info`,
     or else the file's name without scene and `_demo`.
+    A damaged file counts as one episode that cannot be used: nobody knows how many it held.
 
     Args:
         root: The file or folder.
 
     Raises:
-        DatasetError: If there is no such file, one is damaged, or holds links to other files, references, Python objects or records; or
-            h5py is not installed.
+        DatasetError: If there is no such file, all are damaged, or one holds links to other files, references, Python objects or records;
+            or h5py is not installed.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -47,41 +52,52 @@ class Hdf5Store(Store):
             raise DatasetError(f"there is no dataset {root}: give an HDF5 file, or a folder of them")
         names = [name for name in files_below(self.root) if name.endswith(SUFFIXES)] if self.root.is_dir() else []
         self._files = [self.root] if self.root.is_file() else [self.root / name for name in sorted(names, key=natural)]
-        self.cameras, self.keys, texts = {}, {}, {INSTRUCTION: None}
-        self.entries = []
+        self.cameras: dict[str, tuple[int, int]] = {}
+        self.keys: dict[str, tuple[int, ...]] = {}
+        self.entries: list[Entry] = []
+        texts: dict[str, None] = {INSTRUCTION: None}
         self._told: dict[Path, list[str]] = {}
         rates, robots = set(), set()
         for path in self._files:
-            with _opened(path) as file:
-                data = _demonstrations(file, path)
-                env = _json(data.attrs.get("env_args"))
-                kwargs = env.get("env_kwargs") or {}
-                rates.add(kwargs.get("control_freq"))
-                robot = kwargs.get("robots")
-                robots.add(robot if isinstance(robot, str) else "+".join(map(str, robot)) if robot else None)
-                self._told[path] = _instruction(data, path)
-                for name in sorted(data, key=natural):
-                    _own(data, name, f"{path}: data/{name}")
-                    shapes: dict[str, tuple[int, ...]] = {}
-                    for key, dataset in _datasets(data[name], path, name):
-                        shapes[key] = dataset.shape
-                        kind = dataset.dtype.kind
-                        if dataset.dtype == np.uint8 and dataset.ndim == 4 and dataset.shape[-1] == 3:
-                            self.cameras.setdefault(key, dataset.shape[1:3])
-                        elif kind in "OS":
-                            texts.setdefault(key)
-                        elif kind in "fiub" and dataset.ndim:
-                            self.keys.setdefault(key, dataset.shape[1:])
-                    where = f"{path.name}:{name}"
-                    self.entries.append(Entry(len(self.entries), where, self._count(shapes), (path, f"data/{name}", shapes)))
+            before = len(self.entries)
+            try:
+                with _opened(path) as file:
+                    data = _demonstrations(file, path)
+                    env = _json(data.attrs.get("env_args"))
+                    kwargs = env.get("env_kwargs") or {}
+                    rates.add(kwargs.get("control_freq"))
+                    robot = kwargs.get("robots")
+                    robots.add(robot if isinstance(robot, str) else "+".join(map(str, robot)) if robot else None)
+                    self._told[path] = _instruction(data, path)
+                    for name in sorted(data, key=natural):
+                        self._add(path, data, name, texts)
+            except DamagedFile as error:
+                self.entries[before:] = [Entry(before, path.name, 0, problem=str(error))]
         if not self.entries:
             raise DatasetError(f"{root} holds no demonstrations: it has no .hdf5 or .h5 file with groups below data/")
+        if all(entry.problem for entry in self.entries):
+            raise DatasetError(str(self.entries[0].problem))
         if len(rates) == 1 and (rate := rates.pop()):
             self.hz = float(rate)
         if len(robots) == 1 and (robot := robots.pop()):
             self.robot = robot
         self.text_keys = list(texts)
         self.defaults = {"actions": ["actions"] if "actions" in self.keys else [], "instruction": [INSTRUCTION]}
+
+    def _add(self, path: Path, data: Any, name: str, texts: dict[str, None]) -> None:
+        """Adds a demonstration to `entries`, and what it holds to `cameras`, `keys` and `texts`."""
+        _own(data, name, f"{path}: data/{name}")
+        shapes: dict[str, tuple[int, ...]] = {}
+        for key, dataset in _datasets(data[name], path, name):
+            shapes[key] = dataset.shape
+            kind = dataset.dtype.kind
+            if dataset.dtype == np.uint8 and dataset.ndim == 4 and dataset.shape[-1] == 3:
+                self.cameras.setdefault(key, dataset.shape[1:3])
+            elif kind in "OS":
+                texts.setdefault(key)
+            elif kind in "fiub" and dataset.ndim:
+                self.keys.setdefault(key, dataset.shape[1:])
+        self.entries.append(Entry(len(self.entries), f"{path.name}:{name}", self._count(shapes), (path, f"data/{name}", shapes)))
 
     def numbers(self, entry: Entry, keys: Sequence[str]) -> dict[str, np.ndarray]:
         found = {}
@@ -165,7 +181,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with opened(path, lambda there: h5py.File(there, "r")) as file:
             yield file
     except (OSError, KeyError, RuntimeError) as error:
-        raise DatasetError(f"{path} is damaged or truncated ({error}): copy it again") from error
+        raise DamagedFile(f"{path} is damaged or truncated ({error}): copy it again") from error
 
 
 def _demonstrations(file: Any, path: Path) -> Any:

@@ -331,7 +331,7 @@ class ClipData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What the order of samples depends on, how far training has come in it, and what could not be read."""
         return {
-            "data": [reader.tables_fingerprint for reader in self.readers.values()],
+            "data": [_fingerprint(reader) for reader in self.readers.values()],
             "seed": self._seed,
             "episodes": len(self._training),
             "skipped": self._skipped_at_start or {name: sorted(reader.skipped) for name, reader in self.readers.items()},
@@ -360,3 +360,12 @@ class ClipData(LightningDataModule):
         """Raises DatasetError if datasets cannot be mixed."""
         require_same(readers, "pictures", lambda r: (r.cameras[0].height, sum(camera.width for camera in r.cameras)))
         require_same(readers, "frames per second", lambda r: r.control_hz / r.stride)
+
+
+def _fingerprint(reader: Episodes) -> str:
+    """A dataset's `tables_fingerprint`; without one, because a file has vanished, training goes on, and is told so if it is resumed."""
+    try:
+        return reader.tables_fingerprint
+    except OSError as error:
+        log.warning("%s has changed since it was opened (%s): a resumed training may see other samples", reader.root, error)
+        return f"unknown: {error}"

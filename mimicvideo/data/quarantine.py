@@ -15,7 +15,7 @@ def write_quarantine(path: Path, datasets: Mapping[str, Mapping[str, Any]]) -> N
 
     Args:
         path: Of the file.
-        datasets: By name: `root`, `fingerprint` (`Episodes.tables_fingerprint`) and `episodes`, the reasons by index. A dataset that has
+        datasets: By name: `root`, `fingerprint` (`Episodes.stored_fingerprint`) and `episodes`, the reasons by index. A dataset that has
             nothing to leave out is listed too: it was looked at.
     """
     content = {

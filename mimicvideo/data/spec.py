@@ -62,6 +62,8 @@ class DatasetSpec:
     def __post_init__(self) -> None:
         if self.hz is not None and not self.hz > 0:
             raise ValueError(f"hz must be positive, got {self.hz}")
+        if self.hz is not None:
+            object.__setattr__(self, "hz", float(self.hz))  # equal descriptions give equal fingerprints, however they were read
         if self.drop_first < 0 or self.drop_last < 0:
             raise ValueError(f"drop_first and drop_last must not be negative, got {self.drop_first} and {self.drop_last}")
 

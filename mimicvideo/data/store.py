@@ -19,12 +19,14 @@ class Entry:
         name: What messages call it: a file, a record.
         rows: Pictures per camera; steps where there is no camera.
         place: Where the format finds it.
+        problem: Why it cannot be used, if opening found that already; then nothing of it is read.
     """
 
     index: int
     name: str
     rows: int
     place: Any = None
+    problem: str | None = None
 
 
 class Store(ABC):
@@ -42,6 +44,7 @@ class Store(ABC):
         defaults: Which keys are `proprio`, `actions`, `instruction` and `task` where the format has a custom; lists of keys.
         names: Names of the numbers of a key, of one control step, where the format has them.
         views: Poses of cameras by key, where it has them.
+        remarks: What seems to be wrong with the dataset beyond its entries.
 
     Opening raises `DatasetError` if the dataset is missing, empty, damaged or of a version that this does not read.
     """
@@ -57,6 +60,7 @@ class Store(ABC):
     defaults: Mapping[str, Sequence[str]] = {}
     names: Mapping[str, Sequence[str]] = {}
     views: Mapping[str, dict[str, Any]] = {}
+    remarks: Sequence[str] = ()
 
     @abstractmethod
     def numbers(self, entry: Entry, keys: Sequence[str]) -> dict[str, np.ndarray]:

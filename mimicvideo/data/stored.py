@@ -73,6 +73,7 @@ class StoredEpisodes(Episodes):
         **kwargs: Any,
     ) -> None:
         self.store, self.spec, self.described_representation = store, spec, spec.representation
+        self.remarks = store.remarks
         self._standard = find(spec.standardise) if spec.standardise else None
         self._keys = {name: self._chosen(name) for name in ("proprio", "actions", "instruction")}
         self._steady = set(self._keys["proprio"] if spec.interpolate is None else spec.interpolate)
@@ -203,20 +204,21 @@ class StoredEpisodes(Episodes):
 
     def _measured_hz(self, camera: Camera) -> float | None:
         """Rows per second by the times of the camera, in the first episode that has several; to three digits after the point."""
-        for entry in self.store.entries:
+        for entry in self._readable():
             try:
                 times = self.store.times(entry, camera.key)
             except DatasetError:
                 continue  # it is told when the entry is read
-            if times is None:
-                return None
-            if len(times) > 1 and (step := float(np.median(np.diff(times)))) > 0:
+            if times is not None and len(times) > 1 and (step := float(np.median(np.diff(times)))) > 0:
                 return round(1 / step, 3)
         return None
 
+    def _readable(self) -> Iterable[Entry]:
+        return (entry for entry in self.store.entries if entry.problem is None)
+
     def _measured_steps(self, camera: Camera) -> int:
         """Control steps per row by the times of actions and pictures, in the first episode that has several."""
-        for entry in self.store.entries:
+        for entry in self._readable():
             try:
                 rows = Rows(self.store, entry, camera.key)
                 rates = [rows.rate(key) for key in self._keys["actions"]]
@@ -243,6 +245,8 @@ class StoredEpisodes(Episodes):
         """An episode, and why it cannot be used; then it is empty. It is empty and has no problem if the description leaves it out."""
         nothing = np.zeros((0, 0), np.float32)
         empty = StoredEpisode(entry.index, 0, ("",), "", entry, np.zeros(0, np.int64), {}, nothing, nothing)
+        if entry.problem:
+            return empty, entry.problem
         try:
             rows = Rows(self.store, entry, cameras[0].key)
             columns, kept, told = self._columns(entry, rows)
@@ -268,7 +272,11 @@ class StoredEpisodes(Episodes):
                 more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
                 return episode, f"{name} is NaN or infinite in row {rows[0]}{more}, dimension {int(np.flatnonzero(bad[rows[0]])[0])}"
         for camera in cameras:
-            if not self._sized and (size := self.store.size(entry, camera.key)) != (camera.height, camera.width):
+            try:
+                size = self.store.size(entry, camera.key)
+            except DatasetError as error:
+                return episode, self.store.problem(entry, [camera.key], False) or str(error)
+            if not self._sized and size != (camera.height, camera.width):
                 return episode, (
                     f"its pictures of camera {camera.name} are {size[0]} x {size[1]} pixels, others {camera.height} x {camera.width}: "
                     "set height and width to resize all"

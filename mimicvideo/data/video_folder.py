@@ -1,8 +1,9 @@
 """VideoFolderStore: a folder of mp4 files with captions in text or JSON files, for stage 1, which needs no actions."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ class VideoFolderStore(Store):
 
     Args:
         root: The folder.
-        hz: Frames per second to which all videos are brought by taking the nearest frame; None keeps that of the files, which must agree.
+        hz: Frames per second to which all videos are brought by taking the nearest frame; None keeps that of most files, and the others
+            cannot be used.
 
     Raises:
-        DatasetError: If there are no videos, or they differ in frames per second and `hz` is not given.
+        DatasetError: If there are no videos, or `hz` is not given and no rate is that of most.
     """
 
     def __init__(self, root: str | Path, hz: float | None = None) -> None:
@@ -51,14 +53,18 @@ class VideoFolderStore(Store):
             self._facts: dict[Path, VideoFacts | str] = dict(zip(videos, pool.map(look, videos), strict=True))
         sound = {path: facts for path, facts in self._facts.items() if isinstance(facts, VideoFacts)}
         rates = Counter(round(facts.fps, 3) for facts in sound.values())
-        if len(rates) > 1 and hz is None:
+        if hz is None and rates and 2 * max(rates.values()) <= rates.total() and len(rates) > 1:
             told = ", ".join(f"{rate:g} ({count} files)" for rate, count in rates.most_common(5))
             raise DatasetError(f"videos of {root} differ in frames per second: {told}. Give hz in the description to bring all to one rate")
-        self.hz = hz or next(iter(rates), None)
+        self.hz, self._brought = hz or next((rate for rate, _ in rates.most_common(1)), None), hz is not None
         sizes = Counter((facts.height, facts.width) for facts in sound.values())
         self.cameras = {CAMERA: sizes.most_common(1)[0][0] if sizes else (0, 0)}
         self.keys, self.text_keys, self.defaults = {}, [CAPTION], {"instruction": [CAPTION]}
-        self.entries = [Entry(index, path.relative_to(self.root).as_posix(), self._rows(path), path) for index, path in enumerate(videos)]
+        self.entries = [
+            Entry(index, name := path.relative_to(self.root).as_posix(), self._rows(path), path, self._unreadable(path, name))
+            for index, path in enumerate(videos)
+        ]
+        self.remarks = _without_video(self._names, videos, [path.relative_to(self.root).as_posix() for path in self.files([])[0]])
 
     def numbers(self, entry: Entry, keys: Sequence[str]) -> dict[str, np.ndarray]:
         if keys:
@@ -91,7 +97,9 @@ class VideoFolderStore(Store):
     def problem(self, entry: Entry, cameras: Sequence[str], full: bool) -> str | None:
         facts = self._facts[entry.place]
         if isinstance(facts, str):
-            return f"{entry.name} is unreadable: {facts}"
+            return self._unreadable(entry.place, entry.name)
+        if not self._brought and round(facts.fps, 3) != self.hz:
+            return f"{entry.name} has {facts.fps:g} frames per second, most have {self.hz:g}: give hz in the description to bring all to it"
         if full:
             try:
                 decode_frames(entry.place, range(facts.frames), facts.fps, strict=True)
@@ -107,6 +115,9 @@ class VideoFolderStore(Store):
     def size(self, entry: Entry, key: str) -> tuple[int, int]:
         facts = self._facts[entry.place]
         return self.cameras[CAMERA] if isinstance(facts, str) else (facts.height, facts.width)
+
+    def _unreadable(self, video: Path, name: str) -> str | None:
+        return f"{name} is unreadable: {facts}" if isinstance(facts := self._facts[video], str) else None
 
     def _rows(self, video: Path) -> int:
         facts = self._facts[video]
@@ -124,6 +135,18 @@ class VideoFolderStore(Store):
         for place in places:
             for suffix in (".txt", ".json"):
                 yield place / f"{video.stem}{suffix}"
+
+
+def _without_video(names: Iterable[str], videos: Iterable[Path], captions: Sequence[str]) -> list[str]:
+    """Tells of captions whose video is not there: those that are named like other captions, but for their numbers."""
+
+    def shape(name: str) -> str:
+        return re.sub(r"\d+", "0", name)
+
+    stems, shapes = {video.stem for video in videos}, {shape(name) for name in captions}
+    alone = sorted((name for name in set(names) - set(captions) if shape(name) in shapes and Path(name).stem not in stems), key=natural)
+    more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
+    return [f"the caption {alone[0]}{more} has no video: copy it again, or remove the caption"] if alone else []
 
 
 def _sentences(path: Path) -> list[str]:

@@ -52,6 +52,7 @@ class View(Episodes):
         numbers: bool = True,
     ) -> None:
         self.source, self.root, self.robot, self.cameras = source, source.root, source.robot, source.cameras
+        self.remarks = source.remarks
         self._stored_hz = rate(source.control_hz) / source.stride
         self._frame_hz = self._stored_hz if frame_hz is None else rate(frame_hz)
         numbers = numbers and bool(source.action_names or source.proprio_names)
@@ -133,6 +134,10 @@ class View(Episodes):
     @cached_property
     def tables_fingerprint(self) -> str:
         return self._marked(self.source.tables_fingerprint)
+
+    @property
+    def stored_fingerprint(self) -> str:
+        return self.source.stored_fingerprint
 
     def _marked(self, fingerprint: str) -> str:
         settings = [fingerprint, str(self._frame_hz), str(self._control_hz), self.description]

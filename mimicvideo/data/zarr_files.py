@@ -5,7 +5,7 @@ import itertools
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ FILTERS = {"adler32", "astype", "bitround", "crc32", "crc32c", "delta", "fixedsc
 FILTERS |= {"packbits", "quantize", "shuffle"}
 TEXTS = {"vlen-bytes", "vlen-utf8"}
 CODECS = {"bytes", "transpose", "sharding_indexed", "crc32c"}  # of zarr 3 beside the above
+
+
+class DamagedZip(DatasetError):
+    """A zip file that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,12 @@ class ArrayFacts:
         """Whether it holds pictures: bytes with a last axis of three colours."""
         return self.dtype in ("|u1", "uint8") and len(self.shape) == 4 and self.shape[-1] == 3
 
-    def chunk_names(self) -> Iterator[str]:
-        """Names in the container of all its chunks."""
-        counts = [-(-side // chunk) for side, chunk in zip(self.shape, self.chunks, strict=True)]
-        for place in itertools.product(*(range(count) for count in counts)):
+    def chunk_names(self, rows: Iterable[int] | None = None) -> Iterator[str]:
+        """Names in the container of its chunks: of all, or of those that hold some rows."""
+        first, *others = (range(-(-side // chunk)) for side, chunk in zip(self.shape, self.chunks, strict=True))
+        if rows is not None:
+            first = sorted({int(row) // self.chunks[0] for row in rows})
+        for place in itertools.product(first, *others):
             yield self.prefix + self.separator.join(map(str, place))
 
 
@@ -65,13 +71,14 @@ class Container:
     path: Path
     names: frozenset[str] = field(repr=False)
 
-    def groups(self) -> dict[str, dict[str, ArrayFacts]]:
-        """Arrays by name, by the path of the group that they are in.
+    def groups(self) -> tuple[dict[str, dict[str, ArrayFacts]], dict[str, str]]:
+        """Arrays by name, by the path of the group that they are in; and what is wrong with groups whose metadata are damaged.
 
         Raises:
-            DatasetError: If metadata is damaged, or an array's codecs could run code.
+            DatasetError: If an array's codecs could run code.
         """
         found: dict[str, dict[str, ArrayFacts]] = {}
+        damaged: dict[str, str] = {}
         files = [name for name in sorted(self.names) if name.rpartition("/")[2] in (".zarray", "zarr.json")]
         for name, content in self._read(files):
             place = name.rpartition("/")[0]
@@ -85,9 +92,10 @@ class Container:
             except (ValueError, KeyError, TypeError) as error:
                 if isinstance(error, DatasetError):
                     raise
-                raise DatasetError(f"the metadata of {where} are damaged ({type(error).__name__}: {error}): copy them again") from error
+                damaged.setdefault(group, f"the metadata of {where} are damaged ({type(error).__name__}: {error}): copy them again")
+                continue
             found.setdefault(group, {})[key] = facts
-        return found
+        return found, damaged
 
     def identity(self, facts: ArrayFacts) -> list[Any]:
         """What an array is decoded from: its metadata and chunks, hashed; of remote folders, the marks of their versions.
@@ -117,7 +125,7 @@ def open_container(path: Path) -> Container:
     """A folder, or a zip file of which nothing is unpacked.
 
     Raises:
-        DatasetError: If the zip file is damaged.
+        DamagedZip: If it cannot be read.
     """
     if path.is_dir():
         return Container(path, frozenset(files_below(path)))
@@ -125,7 +133,7 @@ def open_container(path: Path) -> Container:
         with zipfile.ZipFile(fetched(path)) as file:
             return Container(path, frozenset(file.namelist()))
     except (zipfile.BadZipFile, OSError) as error:
-        raise DatasetError(f"{path} is damaged or truncated ({error}): copy it again") from error
+        raise DamagedZip(f"{path} is damaged or truncated ({error}): copy it again") from error
 
 
 def _facts_v2(place: str, meta: dict[str, Any], where: str) -> ArrayFacts:

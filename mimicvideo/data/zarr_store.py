@@ -14,7 +14,7 @@ from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.natural import natural
 from mimicvideo.data.remote import AGAIN, awaits, fetched, files_below, is_copy
 from mimicvideo.data.store import Entry, Store
-from mimicvideo.data.zarr_files import ArrayFacts, Container, open_container
+from mimicvideo.data.zarr_files import ArrayFacts, Container, DamagedZip, open_container
 
 TIMES = "_timestamps"  # follows the name of the array whose times these are, in ns
 KEPT_ARRAYS = 4096  # whose metadata is not read again
@@ -30,7 +30,8 @@ class ZarrStore(Store):
         root: The container, or a folder with containers.
 
     Raises:
-        DatasetError: If there are no arrays, metadata are damaged, an array's codecs could run code (pickle), or zarr is not installed.
+        DatasetError: If there are no readable arrays, an array's codecs could run code (pickle), or zarr is not installed. A damaged zip
+            file and a group with damaged metadata are episodes that cannot be used.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -42,16 +43,22 @@ class ZarrStore(Store):
         if not self.root.exists():
             raise DatasetError(f"there is no dataset {root}: give a zarr folder or zip file, or a folder of them")
         zips = [self.root] if self.root.is_file() else [self.root / name for name in files_below(self.root) if name.endswith(".zip")]
-        self._containers = [open_container(path) for path in ([] if self.root.is_file() else [self.root]) + zips]
-        found = [
-            (container, group, arrays)
-            for container in self._containers
-            for group, arrays in sorted(container.groups().items(), key=lambda item: natural(item[0]))
-        ]
-        if not found:
-            raise DatasetError(f"{root} holds no zarr arrays (.zarray or zarr.json): is it the right folder?")
+        self._containers: list[Container] = []
+        found: list[tuple[Container, str, dict[str, ArrayFacts], str | None]] = []
+        for path in ([] if self.root.is_file() else [self.root]) + zips:
+            try:
+                container = open_container(path)
+                groups, damaged = container.groups()
+            except DamagedZip as error:
+                container, groups, damaged = Container(path, frozenset()), {}, {"": str(error)}
+            self._containers.append(container)
+            for group in sorted({*groups, *damaged}, key=natural):
+                found.append((container, group, groups.get(group, {}), damaged.get(group)))
+        problems = [problem for *_, problem in found if problem]
+        if len(problems) == len(found):
+            raise DatasetError(problems[0] if problems else f"{root} holds no zarr arrays (.zarray or zarr.json): is it the right folder?")
         self.cameras, self.keys, texts = {}, {}, {}
-        for _, _, arrays in found:
+        for _, _, arrays, _ in found:
             for key, facts in arrays.items():
                 if facts.is_video:
                     self.cameras.setdefault(key, (facts.shape[1], facts.shape[2]))
@@ -62,8 +69,8 @@ class ZarrStore(Store):
         self.text_keys = list(texts)
         self.defaults = {"instruction": ["language_instruction"] if "language_instruction" in texts else []}
         self.entries = [
-            Entry(index, _name(container, group), self._count(arrays), (container, arrays))
-            for index, (container, group, arrays) in enumerate(found)
+            Entry(index, _name(container, group), self._count(arrays), (container, arrays), problem)
+            for index, (container, group, arrays, problem) in enumerate(found)
         ]
         self._origins: dict[int, int] = {}
         self._open: dict[tuple[int, Path, str], Any] = {}
@@ -102,6 +109,11 @@ class ZarrStore(Store):
     def frames(
         self, entry: Entry, key: str, rows: Int[np.ndarray, " n"], size: tuple[int, int] | None
     ) -> UInt8[np.ndarray, "n height width 3"]:
+        container: Container = entry.place[0]
+        if container.path.is_dir() and not is_copy(container.path):  # zarr takes chunks that have vanished for zeros: black pictures
+            for name in self._facts(entry, key).chunk_names(rows):
+                if not (container.path / name).is_file():
+                    raise VideoError(f"{entry.name}: {key}: there is no such file {name}, the chunk of some of its pictures")
         try:
             step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
             even = bool((np.diff(rows) == step).all())
@@ -132,7 +144,7 @@ class ZarrStore(Store):
                 try:
                     self._read(entry, key, slice(first, first + (facts.chunks[0] if full else 1)))
                 except DatasetError as error:
-                    return str(error)
+                    return f"its pictures are damaged: {error}"
         return None
 
     def files(self, cameras: Sequence[str]) -> tuple[list[Path], list[Path]]:

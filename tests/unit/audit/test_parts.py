@@ -22,7 +22,10 @@ def test_six_standard_deviations_of_normal_values_are_six() -> None:
 
 def test_one_of_few_stands_out_and_a_heavy_tail_does_not() -> None:
     assert usual([1, 1, 1, 1, 1, 9]).far_above(9, 0.5)
-    assert not usual([1, 1, 1, 9]).far_above(9, 0.5)  # too few to say
+    assert usual([1, 1, 9]).far_above(9, 0.5) and usual([1, 1.2, 1.1, 9]).far_above(9, 0.5)
+    assert not usual([1, 1, 9, 9]).far_above(9, 0.5)  # either may be right
+    assert not usual([1, 9]).far_above(9, 0.5)
+    assert not usual([1, 2, 3, 4, 9]).far_above(9, 0.5)  # too few to know how far they spread
     assert not usual([1] * 16 + [9] * 4).far_above(9, 0.5)  # a fifth of them is the dataset's way
     assert not usual([]).far(1.0, 0.0) and not usual([None, float("nan")]).known
 
