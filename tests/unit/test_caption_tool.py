@@ -3,6 +3,8 @@
 import fcntl
 import json
 import shutil
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +176,22 @@ def test_code_of_a_model_is_never_run(vlm, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_hub_that_cannot_be_reached_is_told(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("offline")))
-    with pytest.raises(FileNotFoundError, match=r"the hub did not give it \(ConnectionError: offline\). Either connect"):
+def refuses(*args):
+    raise ConnectionRefusedError("no network")
+
+
+def never_answers(*args):
+    time.sleep(10)
+
+
+@pytest.mark.parametrize(("connect", "reason"), [(refuses, "no network"), (never_answers, "no answer within 5 s")])
+def test_a_hub_that_cannot_be_reached_is_told_within_seconds(monkeypatch, tmp_path, connect, reason):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=rf"model='some/model': .*the hub did not give it \(.*{reason}.*\)\. Either connect"):
         VisionLanguageModel("some/model")
+    assert time.monotonic() - start < 8
 
 
 @pytest.mark.parametrize(
