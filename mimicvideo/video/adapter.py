@@ -89,7 +89,11 @@ def load(backbone: "CosmosPredict", state: AdapterState, where: str) -> None:
     Raises:
         ValueError: If the base weights are others, or settings, keys or shapes do not fit; then nothing has changed.
     """
-    config, tensors = state["config"], state["tensors"]
+    config, tensors = state.get("config"), state["tensors"]
+    if not isinstance(config, Mapping) or not {"lora", "base_weights_hash"} <= config.keys():
+        raise ValueError(
+            f"{where} does not say its LoRA's settings and base weights (config.lora, config.base_weights_hash): save it again"
+        )
     if unsaid := [key for key in _LORA_SETTINGS if config["lora"] is not None and key not in config["lora"]]:
         raise ValueError(f"{where} does not say its LoRA's {', '.join(unsaid)}, without which its weights mean nothing: save it again")
     if config["lora"] is not None:

@@ -192,7 +192,10 @@ def _check_manifest(folder: Path, files: list[Path]) -> None:
     manifest = folder.parent / MANIFEST
     if not manifest.is_file():
         return
-    recorded = read_json(manifest)["sha256"]
+    content = read_json(manifest)
+    recorded = content.get("sha256") if isinstance(content, dict) else None
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{manifest} is no manifest: it lacks sha256, the hash of each file; copy or download it again")
     for file in files:
         name = file.relative_to(folder.parent).as_posix()
         if recorded.get(name) != known_sha256(file):

@@ -108,6 +108,14 @@ def test_null_on_the_command_line_is_none_at_any_depth(flag: str, value: str) ->
         assert checked("--config", experiment, *given).model.init_args.backbone.init_args.adapter is None
 
 
+def test_another_video_model_keeps_the_adapter_of_the_experiment() -> None:
+    """A file of conf/backbone says nothing of adapters: stage 2 would go on without stage 1, silently."""
+    experiment = f"--config={CONF}/experiment/libero_goal_action.yaml"
+    for file in sorted((CONF / "backbone").glob("*.yaml")):
+        for given in ([f"--model.backbone={file}"], [f"--config={file}"]):
+            assert checked(experiment, *given).model.init_args.backbone.init_args.adapter == "runs/libero_goal/video/adapter"
+
+
 def test_flags_are_short_or_in_full_and_win(toy: str, tmp_path: Path) -> None:
     overlay = tmp_path / "over.yaml"
     overlay.write_text("model: {init_args: {tau: 0.2, num_steps: 3}}\n")
@@ -280,6 +288,12 @@ def test_a_gpu_that_is_not_there_is_named_with_the_fix(
 def test_an_experiment_for_a_gpu_is_refused_before_its_backbone_is_read(capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, f"--config={CONF}/experiment/metaworld_mt10_action.yaml")
     assert message.startswith("trainer.accelerator=gpu asks for 1 GPU(s), but this machine has no GPU")
+
+
+def test_an_absent_adapter_is_refused_before_the_video_model_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mimicvideo.cli.report_memory", lambda config: pytest.fail("counts the memory"))
+    with pytest.raises(ConfigError, match=r"model\.backbone\.adapter='.*absent': there is no such folder: run stage 1 first"):
+        run("fit", f"--config={CONF}/experiment/quickstart_action.yaml", f"--model.backbone.adapter={tmp_path}/absent")
 
 
 @pytest.mark.parametrize("machine", ["cpu", "ddp"])

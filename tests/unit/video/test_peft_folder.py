@@ -130,6 +130,8 @@ def test_another_adaptation_is_refused(build, folder: Path, adaptation, message:
         ({"lora_alpha": None}, "adapter_config.json lacks lora_alpha"),
         ({"r": "absent"}, "adapter_config.json lacks r "),
         ({"target_modules": None}, "adapter_config.json lacks target_modules"),
+        ({"r": "four"}, "adapter_config.json: r is 'four', expected a whole number of at least 1"),
+        ({"lora_alpha": "eight"}, "adapter_config.json: lora_alpha is 'eight', expected a number"),
         ({"r": 8}, "adapter_model.safetensors does not fit.*of another shape.*r=8"),
         ({"target_modules": ["to_q"]}, "adapter_model.safetensors does not fit.*8 unexpected: .*ff.net.2"),
         ({"target_modules": ["to_q", "ff.net.2", "to_k"]}, "adapter_model.safetensors does not fit.*missing.*to_k.lora_A"),
