@@ -135,7 +135,7 @@ def _check_settings(saved: dict[str, Any] | None, here: dict[str, Any] | None, w
         raise ValueError(f"{where} does not fit: {'; '.join(differences)}. {_REMEDY}")
 
 
-def _shapes_for_frozen(backbone: "CosmosPredict", config: dict[str, Any], found: dict[str, torch.Size]) -> dict[str, torch.Size]:
+def _shapes_for_frozen(backbone: "CosmosPredict", config: Mapping[str, Any], found: dict[str, torch.Size]) -> dict[str, torch.Size]:
     """What the tensors must look like: LoRA follows from its settings, whole tensors from the network's own."""
     expected = {}
     if config["lora"] is not None:
