@@ -19,6 +19,7 @@ VIDEO, ACTION = "quickstart_video", "quickstart_action"
 AROUND = {"model/video_finetune": VIDEO, "adaptation": VIDEO, "data/clips": VIDEO, "model/autoencoder": "cosmos_tiny_vae"}
 AROUND |= {f"data/oxe_{mixture}": VIDEO for mixture in ("rtx", "magic_soup", "magic_soup_plus", "bridge_rt_1")}
 MAY_HAVE_DEFAULTS = {"experiment", "ablation", "sweep", "trainer", "hydra/launcher", "."}
+BLOCKS = {"context/mix": ["--model.block=[2,4]"]}  # it takes several, the experiment around it has one
 REQUIRED = {"demos": ["--root=x"], "rollout": ["--policy=x"]}
 
 
@@ -82,7 +83,7 @@ def test_the_other_verbs_take_experiments_too(verb: str, experiment: str) -> Non
 @pytest.mark.parametrize("file", in_groups("ablation"))
 def test_an_ablation_differs_in_one_thing_from_the_experiment_it_names(file: Path) -> None:
     (experiment,) = re.findall(r"^# Of (\w+):", first_comment(file))
-    checked("fit", f"--config={CONF}/experiment/{experiment}.yaml", f"--config={file}")
+    checked("fit", f"--config={CONF}/experiment/{experiment}.yaml", f"--config={file}", *BLOCKS.get(name(file), []))
     changed = differences([f"experiment={experiment}"], [f"experiment={experiment}", f"ablation={file.stem}"])
     chosen = (yaml.safe_load(file.read_text()) or {}).get("defaults", [])
     if chosen:  # another member of one group: all that changes lies in its block
