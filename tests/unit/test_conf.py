@@ -83,7 +83,7 @@ def test_the_other_verbs_take_experiments_too(verb: str, experiment: str) -> Non
 @pytest.mark.parametrize("file", in_groups("ablation"))
 def test_an_ablation_differs_in_one_thing_from_the_experiment_it_names(file: Path) -> None:
     (experiment,) = re.findall(r"^# Of (\w+):", first_comment(file))
-    checked("fit", f"--config={CONF}/experiment/{experiment}.yaml", f"--config={file}", *BLOCKS.get(name(file), []))
+    checked("fit", f"--config={CONF}/experiment/{experiment}.yaml", f"--config={file}")
     changed = differences([f"experiment={experiment}"], [f"experiment={experiment}", f"ablation={file.stem}"])
     chosen = (yaml.safe_load(file.read_text()) or {}).get("defaults", [])
     if chosen:  # another member of one group: all that changes lies in its block
@@ -116,7 +116,7 @@ def test_an_ablation_differs_in_one_thing_from_the_experiment_it_names(file: Pat
 )
 def test_members_of_a_group_fit_into_an_experiment(file: Path) -> None:
     experiment = AROUND.get(name(file), AROUND.get(group(file), ACTION))
-    checked("fit", f"--config={CONF}/experiment/{experiment}.yaml", f"--config={file}")
+    checked("fit", f"--config={CONF}/experiment/{experiment}.yaml", f"--config={file}", *BLOCKS.get(name(file), []))
 
 
 @pytest.mark.parametrize("file", in_groups("benchmark"))
