@@ -11,23 +11,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-from jaxtyping import Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mimicvideo.caption_workers import Request, described
 from mimicvideo.data.captions import SIDECAR_VERSION, LongCaption, content_of, read_long_captions, sidecar_path
-from mimicvideo.data.episodes import Episode
-from mimicvideo.data.language import is_empty
 from mimicvideo.data.open import open_episodes
-from mimicvideo.reason.vision_language import VisionLanguageModel
+from mimicvideo.reason.vision_language import Answer
 
 PROMPT = (
     "These pictures are from a video of a robot, in the order of time. {task}Describe in one paragraph of plain English what the video "
     "shows: the scene, the objects with their colours and places, the robot, and step by step how it moves and what changes. Say only "
     "what can be seen."
 )
-TASK = "The robot's task is: {instruction}. "
 
 
 def captions(
@@ -43,6 +39,7 @@ def captions(
     revision: str | None = None,
     device: str | None = None,
     limit: int | None = None,
+    processes: int = 1,
 ) -> Path:
     """Writes a long caption for every episode that has none from this model and request yet.
 
@@ -62,6 +59,7 @@ def captions(
         revision: Branch, tag or commit of a hub id.
         device: Where the model runs; left out, the GPU if there is one.
         limit: Episodes at most, to try it out.
+        processes: How many look at episodes, each with a model of its own; they take the GPUs in turn. The texts are the same.
 
     Returns:
         The sidecar.
@@ -69,9 +67,10 @@ def captions(
     Raises:
         ValueError: If a number is out of range, or the model is none of these.
         FileNotFoundError: If the model or the dataset is not there.
-        RuntimeError: If another run is writing to the sidecar, or the model wrote nothing about any episode.
+        RuntimeError: If another run is writing to the sidecar, a process fails, or the model wrote nothing about any episode.
     """
-    for name, value in {"frames": frames, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "limit": limit}.items():
+    numbers = {"frames": frames, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "limit": limit, "processes": processes}
+    for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     path = Path(out).expanduser() if out else sidecar_path(root)
@@ -86,18 +85,16 @@ def captions(
         print(f"{root}: {len(reader.episodes)} episodes, {len(reader.episodes) - len(missing)} have their caption already")
         missing = missing[:limit]
         counts: Counter[str] = Counter()
-        if missing:
-            network = VisionLanguageModel(model, revision, device)
-            for episodes in _batches(missing, batch_size):
-                pictures = [reader.frames(episode, _evenly(episode.length, frames)) for episode in episodes]
-                answers = network.answer(pictures, [_request(prompt, episode.instruction) for episode in episodes], max_new_tokens)
-                for episode, answer in zip(episodes, answers, strict=True):
-                    counts["cut short" if answer.text and answer.cut else "whole" if answer.text else "empty"] += 1
-                    if answer.text:
-                        line = LongCaption(str(episode.index), contents[episode.index], answer.text, model, request)
-                        sidecar.write(json.dumps({"version": SIDECAR_VERSION, **asdict(line)}, ensure_ascii=False).encode() + b"\n")
-                sidecar.flush()
-                os.fsync(sidecar.fileno())
+        asked = Request(root, cameras, spec, model, revision, prompt, frames, max_new_tokens)
+        batches = [[episode.index for episode in missing[start : start + batch_size]] for start in range(0, len(missing), batch_size)]
+        for batch, answers in _shown(described(asked, batches, device, processes), len(missing)):
+            for index, answer in zip(batch, answers, strict=True):
+                counts["cut short" if answer.text and answer.cut else "whole" if answer.text else "empty"] += 1
+                if answer.text:
+                    line = LongCaption(str(index), contents[index], answer.text, model, request)
+                    sidecar.write(json.dumps({"version": SIDECAR_VERSION, **asdict(line)}, ensure_ascii=False).encode() + b"\n")
+            sidecar.flush()
+            os.fsync(sidecar.fileno())
     print(f"{path}: {', '.join(f'{count} {what}' for what, count in sorted(counts.items())) or 'nothing to do'}")
     if missing and counts["empty"] == len(missing):
         raise RuntimeError(
@@ -119,20 +116,10 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _batches(episodes: Sequence[Episode], size: int) -> Iterator[Sequence[Episode]]:
+def _shown(done: Iterator[tuple[Sequence[int], list[Answer]]], total: int) -> Iterator[tuple[Sequence[int], list[Answer]]]:
     columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("captions", total=len(episodes))
-        for start in range(0, len(episodes), size):
-            yield episodes[start : start + size]
-            bar.advance(task, len(episodes[start : start + size]))
-
-
-def _evenly(length: int, count: int) -> Int[np.ndarray, " frames"]:
-    """Rows from the first to the last, each once."""
-    return np.unique(np.linspace(0, length - 1, count).round().astype(np.int64))
-
-
-def _request(prompt: str, instruction: str) -> str:
-    task = "" if is_empty(instruction) else TASK.format(instruction=instruction.strip().rstrip("."))
-    return prompt.replace("{task}", task)
+        task = bar.add_task("captions", total=total)
+        for batch, answers in done:
+            yield batch, answers
+            bar.advance(task, len(batch))

@@ -50,7 +50,7 @@ def experiment_sizes(argv: list[str]) -> dict[str, int]:
         `transformer`, `text encoder`, `decoder`. A model that is not built of these parts has none of them.
 
     Raises:
-        ConfigError: If the configuration is refused, or reads a block that the video model does not have.
+        ConfigError: If the configuration is refused.
     """
     return _sizes(_checked(argv)["model"]["init_args"])
 
@@ -76,13 +76,10 @@ def _sizes(model: dict[str, Any]) -> dict[str, int]:
     size = backbone_size(backbone["pretrained"], instantiate_class((), backbone["adaptation"]))
     sizes = {"backbone": size.parameters, **size.trained}
     if "decoder" in model:
-        try:
-            blocks = check_blocks(model["block"], size.blocks)
-            shape = DecoderShape(size.width, model["action_dim"], model["proprio_dim"], model["horizon"], blocks=len(blocks))
-            with torch.device("meta"):
-                decoder = factory(model["decoder"])(shape)
-        except ValueError as error:
-            raise ConfigError(f"model.init_args: {error}") from error
+        blocks = check_blocks(model["block"], size.blocks)
+        shape = DecoderShape(size.width, model["action_dim"], model["proprio_dim"], model["horizon"], blocks=len(blocks))
+        with torch.device("meta"):
+            decoder = factory(model["decoder"])(shape)
         sizes["decoder"] = sum(parameter.numel() for parameter in decoder.parameters())
     return sizes
 
@@ -107,22 +104,27 @@ def training_data(argv: list[str]) -> dict[str, Any]:
 def print_sizes(argv: list[str]) -> None:
     """`mimicvideo check`: the result of `experiment_sizes` and the memory that a device needs, as tables.
 
+    Of a video model that is still to be made, of sizes that are not known, it says so and counts nothing.
+
     Raises:
-        ConfigError: As `experiment_sizes`; if the video model cannot take the clips; if `memory_gb` is given and does not suffice.
+        ConfigError: As `experiment_sizes`; if `memory_gb` is given and does not suffice.
     """
     from mimicvideo.memory import expected_memory, require_memory
 
     config = _checked(argv)
-    sizes = _sizes(config["model"]["init_args"])
+    try:
+        sizes = _sizes(config["model"].get("init_args") or {})
+        expected = expected_memory(config)
+    except FileNotFoundError as error:
+        print(f"the configuration is accepted; its parameters and memory are not known: {error}")
+        return
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     print("the configuration is accepted" + ("; parameters:" if sizes else ""))
     for name, count in sizes.items():
         print(f"{name:12} {count:>14,}  {'pretrained' if name == 'backbone' else 'trained'}")
     if len(sizes) > 2:
         print(f"{'':12} {sum(sizes.values()) - sizes['backbone']:>14,}  trained in all")
-    try:
-        expected = expected_memory(config)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     if expected is not None:
         print("expected memory of each device:", *expected.table(), sep="\n")
         if config["memory_gb"] is not None:

@@ -20,6 +20,7 @@ from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
 from mimicvideo.compose import compose_argv
 from mimicvideo.memory import BACKBONE, expected_memory, require_memory
 from mimicvideo.messages import ConfigError, ShortErrors, nearest
+from mimicvideo.parts import check_parts
 from mimicvideo.provenance import command_line
 
 # Lightning trips over torch's deprecations, takes a stream that resumes by its position for one that does not, and advertises.
@@ -103,6 +104,7 @@ class MimicVideoCLI(LightningCLI):
         check_links(args)
         self.config = parser.parse_args(args)
         self._check_sizes()
+        check_parts(self.config[self.config.subcommand].as_dict())
 
     def _check_sizes(self) -> None:
         """Refuses data that cannot say what the model must take from it; jsonargparse leaves such a link out silently."""
@@ -176,12 +178,18 @@ def check_machine(config: Namespace, weights: bool = True) -> None:
 
 
 def check_weights(model: Mapping[str, Any]) -> None:
-    """Raises ConfigError if the video model is neither on this machine nor given by the hub."""
+    """Raises ConfigError if the video model is neither on this machine nor given by the hub, or its adapter is not there."""
     backbone = (model.get("init_args") or {}).get("backbone") or {}
     if backbone.get("class_path") != BACKBONE:
         return
     from mimicvideo.video.pretrained import check_source
 
+    adapter = backbone["init_args"].get("adapter")
+    if adapter is not None and not Path(adapter).expanduser().is_dir():
+        raise ConfigError(
+            f"model.backbone.adapter={adapter!r}: there is no such folder: run stage 1 first, give the folder that it wrote, "
+            "<run_dir>/adapter, or null for the video model as it is"
+        )
     try:
         check_source(backbone["init_args"]["pretrained"], backbone["init_args"].get("revision"))
     except FileNotFoundError as error:

@@ -48,6 +48,13 @@ def tau_from_sigma(sigma: Tensor) -> Tensor:
     return sigma / (1 + sigma)
 
 
+def check_solver(solver: str) -> Solver:
+    """Returns `solver`; raises ValueError if `integrate` does not know it."""
+    if solver not in ("euler", "heun", "ab2"):
+        raise ValueError(f"unknown solver {solver!r}: choose euler, heun or ab2")
+    return solver
+
+
 def integrate(
     velocity: Callable[[Tensor, Tensor], Tensor],
     start: Float[Tensor, "batch *rest"],
@@ -68,8 +75,7 @@ def integrate(
     """
     if taus.ndim != 1 or len(taus) < 2:
         raise ValueError(f"taus must be a 1-D grid of at least two noise levels, got shape {tuple(taus.shape)}")
-    if solver not in ("euler", "heun", "ab2"):
-        raise ValueError(f"unknown solver {solver!r}: choose euler, heun or ab2")
+    check_solver(solver)
     x, previous = start, None
     for tau, next_tau in zip(taus[:-1], taus[1:], strict=True):
         step = next_tau - tau

@@ -47,12 +47,17 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=2) + "\n")
 
 
+def _read(folder: Path) -> list[Path]:
+    """Files that a reader of the folder may open: other ones, a `.gitattributes` or a picture, may lie there too."""
+    return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors") and path.name != MANIFEST)
+
+
 def verify_manifest(folder: Path) -> str:
     """The SHA-256 of a folder's manifest, and so of all its files, each of which is as it was written.
 
     Raises:
         FileNotFoundError: If the manifest, or a file that it lists, is missing.
-        DamagedCheckpointError: If a file differs from its SHA-256, or the manifest cannot be read.
+        DamagedCheckpointError: If a file differs from its SHA-256, is not listed though it would be read, or the manifest cannot be read.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
@@ -61,6 +66,11 @@ def verify_manifest(folder: Path) -> str:
         recorded = dict(json.loads(manifest.read_text())["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpointError(f"{manifest} is damaged ({error!r}): copy the whole folder again") from None
+    unlisted = [path.relative_to(folder).as_posix() for path in _read(folder) if path.relative_to(folder).as_posix() not in recorded]
+    if unlisted:
+        raise DamagedCheckpointError(
+            f"{manifest} does not list {', '.join(unlisted[:5])}, whose content nobody can vouch for: copy the whole folder again"
+        )
     for name, expected in recorded.items():
         path = folder / name
         if not path.is_file():

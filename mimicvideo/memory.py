@@ -255,13 +255,15 @@ def require_memory(expected: Expected, config: Mapping[str, Any], memory_gb: flo
     Raises:
         ConfigError: With what would help.
     """
+    if memory_gb is not None and not memory_gb > 0:
+        raise ConfigError(f"memory_gb must be positive, got {memory_gb}: the 10^9 bytes that a device has, or null to ask its GPU")
     available = memory_gb * 1e9 if memory_gb is not None else _free(config["trainer"])
     if available is None or expected.peak + FRAMEWORK <= available:
         return
     parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in expected.rows.items() if size >= 2**27)
     raise ConfigError(
         f"this run needs about {(expected.peak + FRAMEWORK) / 2**30:.1f} GiB of each device's memory, "
-        f"{available / 2**30:.1f} GiB are there ({parts}). {_advice(config)}"
+        f"{available / 2**30:.1f} GiB are there{f' ({parts})' if parts else ''}. {_advice(config)}"
     )
 
 
@@ -277,9 +279,10 @@ def _advice(config: Mapping[str, Any]) -> str:
     backbone, stage_1 = model["backbone"]["init_args"], "decoder" not in model
     batch = ((config.get("data") or {}).get("init_args") or {}).get("batch_size", 1)
     full = backbone["adaptation"]["class_path"].endswith(".Full")
+    accumulate = int(trainer.get("accumulate_grad_batches") or 1)
     helps = {
         "--model.backbone.gradient_checkpointing=true": stage_1 and backbone.get("gradient_checkpointing") is not True,
-        f"--data.batch_size={max(batch // 2, 1)} with --trainer.accumulate_grad_batches=2": batch > 1,
+        f"--data.batch_size={max(batch // 2, 1)} with --trainer.accumulate_grad_batches={2 * accumulate}": batch > 1,
         "--model.backbone.dtype=bfloat16": backbone.get("dtype") != "bfloat16" and not full,
         "--trainer.precision=bf16-mixed": _autocast(trainer) is None and backbone.get("dtype") != "bfloat16",
         "--config conf/adaptation/lora_adaln.yaml": stage_1 and full,

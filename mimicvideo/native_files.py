@@ -56,7 +56,7 @@ def network_tensors(content: Mapping[str, Any], file: Path, ema: bool = False) -
     """The network's tensors under their native names without `net.`; bookkeeping, and the copy not asked for, are left out.
 
     Raises:
-        ValueError: If the copy that is wanted is not there, or an entry is no tensor of floating-point numbers.
+        ValueError: If the copy that is wanted is not there, an entry is no tensor of floating-point numbers, or one is not finite.
     """
     copies = {prefix for prefix in ("net.", "net_ema.") if any(key.startswith(prefix) for key in content)}
     wanted = "net_ema." if ema else "net."
@@ -69,5 +69,13 @@ def network_tensors(content: Mapping[str, Any], file: Path, ema: bool = False) -
     kept = {key: value for key, value in named.items() if not _BOOKKEEPING.fullmatch(key)}
     foreign = [key for key, value in kept.items() if not isinstance(value, Tensor) or not value.is_floating_point()]
     if foreign:
-        raise ValueError(f"{file} holds other things than weights. No floating-point tensors: {', '.join(foreign[:20])}")
+        raise ValueError(
+            f"{file} holds other things than weights. No floating-point tensors: {', '.join(foreign[:20])}{', ...' * (len(foreign) > 20)}. "
+            "Save the network's state dict alone, and import that"
+        )
+    if broken := [key for key, value in kept.items() if not bool(value.isfinite().all())]:
+        raise ValueError(
+            f"{file} has {len(broken)} tensors with NaN or infinity: {', '.join(broken[:20])}{', ...' * (len(broken) > 20)}: "
+            "download it again, or take an earlier checkpoint of the training"
+        )
     return kept

@@ -10,7 +10,9 @@ from mimicvideo.types import Observation
 
 
 def check_contract(contract: dict[str, Any], action_dim: int, proprio_dim: int, horizon: int) -> None:
-    """Raises ValueError if a contract's sizes are not those of the model."""
+    """Raises ValueError if a contract lacks a part or its sizes are not those of the model."""
+    if missing := [key for key in ("horizon", "actions", "proprio", "observed", "future", "cameras") if key not in contract]:
+        raise ValueError(f"the contract lacks {', '.join(missing)}: it is not as the data gave it; train or export the policy again")
     pairs = {
         "horizon": (horizon, contract["horizon"], "control steps"),
         "action_dim": (action_dim, len(contract["actions"]), f"actions {contract['actions']}"),

@@ -87,8 +87,11 @@ def read_policy(path: str | Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # optimizer states stay on disk
     if not (path / CONFIG).is_file():
         raise state.IncompatibleCheckpointError(f"{path} is no policy folder: it has no {CONFIG}; give what `mimicvideo export` wrote")
-    config = json.loads((path / CONFIG).read_text())
-    missing = [key for key in ("hyper_parameters", state.KEY, "adapter") if key not in config]
+    try:
+        config = dict(json.loads((path / CONFIG).read_text()))
+    except (ValueError, TypeError) as error:
+        raise state.IncompatibleCheckpointError(f"{path / CONFIG} is not that of a policy folder ({error}): export it again") from error
+    missing = [key for key in ("hyper_parameters", state.KEY, "adapter") if not isinstance(config.get(key), dict)]
     if config.get("format") != FORMAT or missing:
         raise state.IncompatibleCheckpointError(
             f"{path / CONFIG} is not that of a policy folder of format {FORMAT}: it has format {config.get('format')!r}"

@@ -70,7 +70,7 @@ class DenoisedFuture(Future):
         self.steps = steps
         levels = inference_taus(grid, steps)
         self.taus = torch.cat([levels[levels > self.tau + 1e-6], torch.tensor([self.tau], dtype=levels.dtype)])
-        self.solver: flow.Solver = solver
+        self.solver: flow.Solver = flow.check_solver(solver)
 
     def latents(self, backbone, condition, noise, clean=None):
         start = self.taus[0].item() * noise

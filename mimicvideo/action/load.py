@@ -79,7 +79,8 @@ def build(hyper_parameters: Mapping[str, Any]) -> ActionPolicy:
     """
     config = {key: value for key, value in hyper_parameters.items() if not key.startswith("_") and key not in TRAINING_ONLY}
     check_class_paths(config)
-    backbone = config["backbone"]
+    if not isinstance(backbone := config.get("backbone"), Mapping):
+        raise IncompatibleCheckpointError("the checkpoint's hyper-parameters name no backbone: it was not written by `mimicvideo fit`")
     init_args = {key: value for key, value in (backbone.get("init_args") or {}).items() if key != "adapter"}
     config["backbone"] = {**backbone, "init_args": init_args}
     parser = ArgumentParser(exit_on_error=False)

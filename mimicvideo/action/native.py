@@ -148,7 +148,7 @@ def concatenated(entries: Mapping[str, Any], names: Sequence[str], file: Path) -
     """Statistics of several entries side by side, (steps, dims) each, under the names that `Normalizer.fit` takes.
 
     Raises:
-        ValueError: If no entry is named, one or a statistic of it is missing, or their steps differ.
+        ValueError: If no entry is named, one or a statistic of it is missing or not finite, or their steps differ.
     """
     if not names:
         raise ValueError(f"actions and proprio must each name at least one entry of {file}; it has {', '.join(sorted(entries))}")
@@ -160,8 +160,10 @@ def concatenated(entries: Mapping[str, Any], names: Sequence[str], file: Path) -
         entry = entries[name]
         if lacking := [key for key in (*taken.values(), "percentiles") if key not in entry]:
             raise ValueError(f"{file}: the entry {name} lacks {', '.join(lacking)}: is it mimic-video's own statistics file?")
-        values = {ours: torch.tensor(entry[theirs], dtype=torch.float64) for ours, theirs in taken.items()}
-        percentiles = torch.tensor(entry["percentiles"], dtype=torch.float64)
+        values = {ours: _numbers(entry, theirs, f"{file}: {name}") for ours, theirs in taken.items()}
+        percentiles = _numbers(entry, "percentiles", f"{file}: {name}")
+        if bool((values["clipped_std"] < 0).any()):
+            raise ValueError(f"{file}: {name}.{taken['clipped_std']} is negative somewhere: copy or download it again")
         if len(percentiles) != _PERCENTILES:
             raise ValueError(f"{file}: the entry {name} has {len(percentiles)} percentiles, mimic-video's files have {_PERCENTILES}")
         values |= {"p2": percentiles[_P2], "p98": percentiles[_P98]}
@@ -172,6 +174,16 @@ def concatenated(entries: Mapping[str, Any], names: Sequence[str], file: Path) -
                 )
             columns.setdefault(ours, []).append(value)
     return {ours: torch.cat(values, dim=1) for ours, values in columns.items()}
+
+
+def _numbers(entry: Mapping[str, Any], statistic: str, where: str) -> Tensor:
+    try:
+        values = torch.tensor(entry[statistic], dtype=torch.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}.{statistic} is no table of numbers ({error}): copy or download it again") from error
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{where}.{statistic} has NaN or infinity: copy or download it again")
+    return values
 
 
 def fit(policy: ActionPolicy, fields: Mapping[str, Mapping[str, Tensor]], file: Path) -> None:

@@ -70,6 +70,10 @@ def require_kind(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         raise IncompatibleCheckpointError(
             f"this is a checkpoint of {kind}, not of {KIND}: give a stage-2 one (a stage-1 run is used by backbone.init_args.adapter)"
         )
+    if missing := [key for key in ("decoder", "contract", "adapter", "base_sha256", "average") if key not in saved]:
+        raise IncompatibleCheckpointError(
+            f"the checkpoint lacks {', '.join(missing)} below {KEY!r}: it is not as it was saved; save it again"
+        )
     return saved
 
 

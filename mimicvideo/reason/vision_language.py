@@ -10,6 +10,8 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from mimicvideo import hub
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
@@ -102,15 +104,13 @@ def _answer(text: str, cut: bool) -> Answer:
 
 def _resolve(model: str, revision: str | None) -> Path:
     """The folder that `model` names; a hub id is downloaded, without files that could hold code."""
-    from huggingface_hub import snapshot_download
-
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(model):
         raise FileNotFoundError(f"model={model!r}: there is no folder {folder}; give one, or a hub id such as nvidia/Cosmos-Reason1-7B")
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_FILES, etag_timeout=5))
+        return hub.download(model, revision, _FILES)
     except Exception as error:  # the hub client raises errors of many kinds: no network, gated, unknown, offline
         raise FileNotFoundError(
             f"model={model!r}: no such folder here, and the hub did not give it ({type(error).__name__}: {_first_line(error)}). Either "

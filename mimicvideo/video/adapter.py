@@ -6,7 +6,7 @@ An adapter folder holds
                                                      prefix="base_model.model")
     full_weights.safetensors                         tensors that were trained in full (absent if there are none)
     manifest.json                                    SHA-256 of these files, of the base weights, and the LoRA settings
-A folder that PEFT wrote elsewhere, with the first two files alone, is read too.
+A folder that PEFT wrote elsewhere, with the first two files alone, is read too, and so is diffusers' pytorch_lora_weights.safetensors.
 """
 
 import copy
@@ -28,7 +28,7 @@ from mimicvideo.hashes import known_sha256
 from mimicvideo.sharding import gathered, is_writer, parameters, placed_like
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video.adaptation import Frozen, fuse, inject, injected_config, target_layers
-from mimicvideo.video.peft_folder import CONFIG, PREFIX, TENSORS, is_peft_folder, read_peft
+from mimicvideo.video.peft_folder import CONFIG, DIFFUSERS, PREFIX, TENSORS, check_numbers, is_peft_folder, read_peft
 
 if TYPE_CHECKING:
     from mimicvideo.video.cosmos_predict import CosmosPredict
@@ -89,9 +89,15 @@ def load(backbone: "CosmosPredict", state: AdapterState, where: str) -> None:
     Raises:
         ValueError: If the base weights are others, or settings, keys or shapes do not fit; then nothing has changed.
     """
-    config, tensors = state["config"], state["tensors"]
+    config, tensors = state.get("config"), state["tensors"]
+    if not isinstance(config, Mapping) or not {"lora", "base_weights_hash"} <= config.keys():
+        raise ValueError(
+            f"{where} does not say its LoRA's settings and base weights (config.lora, config.base_weights_hash): save it again"
+        )
     if unsaid := [key for key in _LORA_SETTINGS if config["lora"] is not None and key not in config["lora"]]:
         raise ValueError(f"{where} does not say its LoRA's {', '.join(unsaid)}, without which its weights mean nothing: save it again")
+    if config["lora"] is not None:
+        check_numbers(config["lora"], where)
     if config["base_weights_hash"] != backbone.weights_hash:
         raise ValueError(
             f"{where} was trained on other base weights (SHA-256 {config['base_weights_hash'][:16]}...) than those of {backbone.folder} "
@@ -129,7 +135,7 @@ def _check_settings(saved: dict[str, Any] | None, here: dict[str, Any] | None, w
         raise ValueError(f"{where} does not fit: {'; '.join(differences)}. {_REMEDY}")
 
 
-def _shapes_for_frozen(backbone: "CosmosPredict", config: dict[str, Any], found: dict[str, torch.Size]) -> dict[str, torch.Size]:
+def _shapes_for_frozen(backbone: "CosmosPredict", config: Mapping[str, Any], found: dict[str, torch.Size]) -> dict[str, torch.Size]:
     """What the tensors must look like: LoRA follows from its settings, whole tensors from the network's own."""
     expected = {}
     if config["lora"] is not None:
@@ -165,7 +171,7 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
 
 
 def read_for(backbone: "CosmosPredict", folder: Path) -> dict[str, Any]:
-    """Reads an adapter folder, or one that PEFT wrote elsewhere. PEFT does not say for which base weights: those of `backbone`.
+    """Reads an adapter folder, or one that PEFT or diffusers wrote elsewhere. These do not say for which base weights: those of `backbone`.
 
     Raises:
         FileNotFoundError: See `read_adapter`.
@@ -192,12 +198,16 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     if not any((folder / name).is_file() for name in (weights.MANIFEST, CONFIG)):
         raise FileNotFoundError(
             f"{folder / weights.MANIFEST} is missing, and so is PEFT's {CONFIG}: give the folder that stage 1 wrote, <run_dir>/adapter, "
-            f"or one that PEFT's save_pretrained wrote, with {CONFIG} and {TENSORS}"
+            f"or one that PEFT's save_pretrained wrote, with {CONFIG} and {TENSORS}, or diffusers' save_lora_weights, with {DIFFUSERS}"
         )
     config = weights.read_json(folder / weights.MANIFEST)
-    missing = [key for key in ("format", "lora", "base_weights_hash", "sha256") if key not in config]
-    if missing or config["format"] != 1:
-        raise ValueError(f"{folder / weights.MANIFEST} is no adapter manifest of format 1: it lacks {missing or 'format 1'}")
+    wanted = {"format": int, "lora": dict | None, "base_weights_hash": str, "sha256": dict}
+    wrong = [key for key, kind in wanted.items() if not isinstance(config, dict) or not isinstance(config.get(key, ...), kind)]
+    if wrong or config["format"] != 1:
+        raise ValueError(
+            f"{folder / weights.MANIFEST} is no adapter manifest of format 1: {', '.join(wrong) or 'format'} is missing or not as stage 1 "
+            "wrote it; copy the whole adapter folder again"
+        )
     tensors = {}
     for name, recorded in config.pop("sha256").items():
         path = folder / name

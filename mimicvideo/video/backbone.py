@@ -1,5 +1,6 @@
 """VideoBackbone: what both stages and the rollout need of a video model: latents, text, velocity, hidden states, samples."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -158,7 +159,12 @@ class VideoBackbone(nn.Module, ABC):
             guidance: g of v + g (v - v_negative), the same sum for velocities as NVIDIA's for estimates of x_0. 0, which the paper
                 uses, costs one pass a step, all others two; NVIDIA samples Predict2 with 7.
             negative_prompt: Embedded prompt of v_negative; zeros, which prompt dropout trains, if it is None.
+
+        Raises:
+            ValueError: If the guidance is not finite.
         """
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}")
         mask = condition.frame_mask(noise.shape[2])[:, None, :, None, None]
         clean = torch.zeros_like(noise)
         clean[:, :, : condition.observed.shape[2]] = condition.observed.to(noise)

@@ -21,7 +21,7 @@ from mimicvideo.video.adaptation import Adaptation, Frozen, Full, fuse, injected
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 from mimicvideo.video.checkpointing import Checkpointing, check_checkpointing, diffusers_runner
 from mimicvideo.video.fast_transformer import FastTransformer
-from mimicvideo.video.inputs import check_clip_size, check_condition, check_levels
+from mimicvideo.video.inputs import check_clip_size, check_condition, check_levels, check_pixels
 from mimicvideo.video.padding_mask import provide_resize
 from mimicvideo.video.prompts import PromptEncoder
 from mimicvideo.video.reason_prompts import prompt_encoder, reduce_once
@@ -175,6 +175,7 @@ class CosmosPredict(VideoBackbone):
     def encode_video(
         self, video: UInt8[Tensor, "batch frames height width 3"]
     ) -> Float[Tensor, "batch z_channels z_frames z_height z_width"]:
+        check_pixels(video)
         frames, height, width = video.shape[1:4]
         check_clip_size(frames, height, width, self.transformer.config["patch_size"][1])
         chunk, whole = self._chunk(frames * height * width)
@@ -192,6 +193,10 @@ class CosmosPredict(VideoBackbone):
     def decode_video(
         self, latents: Float[Tensor, "batch z_channels z_frames z_height z_width"]
     ) -> UInt8[Tensor, "batch frames height width 3"]:
+        if latents.ndim != 5 or latents.shape[1] != self.vae.config["z_dim"]:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}, expected (batch, {self.vae.config['z_dim']}, z_frames, z_height, z_width)"
+            )
         z_frames, z_height, z_width = latents.shape[2:]
         frames = 1 + wan.FRAMES_PER_LATENT * (z_frames - 1)
         chunk, whole = self._chunk(frames * z_height * z_width * wan.PIXELS_PER_LATENT**2)

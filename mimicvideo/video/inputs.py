@@ -19,6 +19,13 @@ def check_clip_size(frames: int, height: int, width: int, patch: int = 2) -> Non
             raise ValueError(f"{name} {size} is not a multiple of {unit} pixels; nearest are {lower} and {lower + unit}")
 
 
+def check_pixels(video: Tensor) -> None:
+    """Raises ValueError unless these are bytes of (batch, frames, height, width, 3): other numbers would be taken for 0 ... 255."""
+    if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3:
+        given = f"{str(video.dtype).removeprefix('torch.')} of {tuple(video.shape)}"
+        raise ValueError(f"video must be uint8 of shape (batch, frames, height, width, 3), got {given}")
+
+
 def check_levels(tau: Tensor, batch: int) -> None:
     """Raises ValueError unless there is one noise level in [0, 1] per sample. Values on a GPU are not looked at: that would wait for it."""
     if tau.shape != (batch,):

@@ -90,15 +90,7 @@ def import_native(file: str, out: str, companions: str, network: str | None = No
 
 def find_companions(companions: str) -> Path:
     """The folder that holds VAE, text encoder and tokenizer. Raises FileNotFoundError naming what is missing."""
-    folder = Path(companions).expanduser()
-    if not folder.is_dir():
-        return weights.resolve(companions)
-    missing = [name for name in _COMPANIONS if not (folder / name).is_dir()]
-    if missing:
-        raise FileNotFoundError(
-            f"companions={companions!r} lacks {', '.join(missing)}: put the diffusers-format folders of a Cosmos-Predict2 model there"
-        )
-    return folder
+    return weights.resolve(companions, key="companions", components=_COMPANIONS)
 
 
 def key_map(layers: int) -> dict[str, str]:
@@ -116,8 +108,13 @@ def build_transformer(tensors: Mapping[str, Tensor], file: Path, config: Path | 
         ValueError: If the variant is unknown, blocks are missing, or keys or shapes are not those of the network.
     """
     given: Any = choose_variant(tensors, file) if config is None else weights.read_json(config)
-    with torch.device("meta"):
-        built: Any = CosmosTransformer3DModel.from_config(given)
+    try:
+        with torch.device("meta"):
+            built: Any = CosmosTransformer3DModel.from_config(given)
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise ValueError(
+            f"{config} is no config.json of diffusers' CosmosTransformer3DModel: {str(error).splitlines()[0][:200]}"
+        ) from error
     network, names = built.state_dict(), key_map(built.config["num_layers"])
     if beyond := network.keys() ^ set(names.values()):
         raise ValueError(f"{config} describes no Cosmos-Predict2 network, which has no {', '.join(sorted(beyond)[:12])}")

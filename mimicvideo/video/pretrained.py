@@ -3,9 +3,7 @@
 import hashlib
 import json
 import re
-import threading
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from mimicvideo import hub
 from mimicvideo.hashes import known_sha256
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -21,23 +20,22 @@ PACKAGED = {"cosmos-tiny": Path(__file__).resolve().parents[1] / "assets" / "cos
 MANIFEST = "manifest.json"
 
 _HUB_ID = re.compile(r"(?!models/)[A-Za-z0-9][\w.-]*/[\w.-]+")  # nobody on the hub is called models, but folders are
-_LAYOUT = f"""\
-put the model's diffusers-format folders {", ".join(COMPONENTS)} into a folder of this machine and set pretrained to its path:
-    FOLDER/transformer/   config.json, diffusion_pytorch_model.safetensors (or its parts and their .index.json)
-    FOLDER/vae/           config.json, diffusion_pytorch_model.safetensors
-    FOLDER/text_encoder/  config.json, model.safetensors (or its parts and their .index.json)
-    FOLDER/tokenizer/     tokenizer.json or spiece.model, and tokenizer_config.json
-`mimicvideo import` makes such a folder of one of NVIDIA's .pt files."""
-_WANTED = [f"{name}/*" for name in COMPONENTS]
-_PATIENCE = 5  # seconds for the hub to answer
+_FILES = {
+    "transformer": "config.json, diffusion_pytorch_model.safetensors (or its parts and their .index.json)",
+    "vae": "config.json, diffusion_pytorch_model.safetensors",
+    "text_encoder": "config.json, model.safetensors (or its parts and their .index.json)",
+    "tokenizer": "tokenizer.json or spiece.model, and tokenizer_config.json",
+}
 
 
-def resolve(pretrained: str, revision: str | None = None) -> Path:
+def resolve(pretrained: str, revision: str | None = None, *, key: str = "pretrained", components: Sequence[str] = COMPONENTS) -> Path:
     """The folder with `transformer`, `vae`, `text_encoder` and `tokenizer` that `pretrained` names.
 
     Args:
         pretrained: "cosmos-tiny" (in the package), a folder, or a hub id, which alone is downloaded.
         revision: Branch, tag or commit of a hub id.
+        key: What the user calls it.
+        components: Those that are needed; no others are downloaded.
 
     Raises:
         FileNotFoundError: If there is no such folder, it lacks a component, or the hub cannot be reached.
@@ -46,19 +44,22 @@ def resolve(pretrained: str, revision: str | None = None) -> Path:
     if pretrained in PACKAGED:
         folder = PACKAGED[pretrained]
     elif _is_hub_id(pretrained):
-        folder = _download(pretrained, revision)
+        try:
+            folder = hub.download(pretrained, revision, _wanted(components))
+        except Exception as error:  # of many kinds: lost connection, gated, full disk
+            raise _not_given(pretrained, revision, error, key, components) from error
     if pretrained in PACKAGED and not folder.is_dir():
-        raise FileNotFoundError(f"pretrained={pretrained!r}: this installation lacks {folder}; install the package again, with its assets")
+        raise FileNotFoundError(f"{key}={pretrained!r}: this installation lacks {folder}; install the package again, with its assets")
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"pretrained={pretrained!r}: there is no folder {folder.absolute()}. Give a hub id such as "
-            f"nvidia/Cosmos-Predict2-2B-Video2World, one of {sorted(PACKAGED)}, or {_LAYOUT}"
+            f"{key}={pretrained!r}: there is no folder {folder.absolute()}. Give a hub id such as "
+            f"nvidia/Cosmos-Predict2-2B-Video2World, one of {sorted(PACKAGED)}, or {_layout(key, components)}"
         )
-    missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
+    missing = [name for name in components if not (folder / name).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} is not a complete video model: it lacks {', '.join(missing)}. Put the diffusers-format folders "
-            f"{', '.join(COMPONENTS)} there"
+            f"{key}={pretrained!r}: {folder} is not a complete video model: it lacks {', '.join(missing)}. Put the diffusers-format "
+            f"folders {', '.join(components)} there"
         )
     return folder
 
@@ -67,67 +68,35 @@ def check_source(pretrained: str, revision: str | None = None) -> None:
     """Raises what `resolve` would, within seconds and without a download."""
     if not _is_hub_id(pretrained):
         resolve(pretrained)
-    elif unreachable := _hub_error(pretrained, revision):
-        _cached(pretrained, revision, unreachable)
+    elif (error := hub.refusal(pretrained, revision)) and hub.earlier_download(pretrained, revision, _wanted(COMPONENTS)) is None:
+        raise _not_given(pretrained, revision, error, "pretrained", COMPONENTS) from error
 
 
 def _is_hub_id(pretrained: str) -> bool:
     return pretrained not in PACKAGED and not Path(pretrained).expanduser().is_dir() and bool(_HUB_ID.fullmatch(pretrained))
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    if unreachable := _hub_error(hub_id, revision):
-        return _cached(hub_id, revision, unreachable)
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED))
-    except Exception as error:  # of many kinds: lost connection, gated, full disk
-        raise _not_given(hub_id, revision, error) from error
+def _wanted(components: Sequence[str]) -> list[str]:
+    return [f"{name}/*" for name in components]
 
 
-def _hub_error(hub_id: str, revision: str | None) -> Exception | None:
-    """Why the hub does not give the model: no connection, gated, unknown; None if it does.
-
-    The client's own timeout holds for each of the hub's addresses, and not for finding them: a firewall that drops packets would
-    take minutes.
-    """
-    from huggingface_hub import HfApi
-
-    answer: Future[None] = Future()
-
-    def ask() -> None:
-        try:
-            HfApi().model_info(hub_id, revision=revision, timeout=_PATIENCE)
-            answer.set_result(None)
-        except Exception as error:  # the hub client raises errors of many kinds
-            answer.set_exception(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        return answer.exception(_PATIENCE)  # type: ignore[return-value]
-    except TimeoutError:
-        return TimeoutError(f"no answer within {_PATIENCE} s")
+def _layout(key: str, components: Sequence[str]) -> str:
+    files = "\n".join(f"    {f'FOLDER/{name}/':21} {_FILES[name]}" for name in components)
+    return (
+        f"put the model's diffusers-format folders {', '.join(components)} into a folder of this machine and set {key} to its path:\n"
+        f"{files}" + "\n`mimicvideo import` makes such a folder of one of NVIDIA's .pt files." * ("transformer" in components)
+    )
 
 
-def _cached(hub_id: str, revision: str | None, unreachable: Exception) -> Path:
-    """What an earlier download left, if that is complete."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED, local_files_only=True))
-    except Exception:
-        raise _not_given(hub_id, revision, unreachable) from unreachable
-
-
-def _not_given(hub_id: str, revision: str | None, error: Exception) -> FileNotFoundError:
+def _not_given(hub_id: str, revision: str | None, error: Exception, key: str, components: Sequence[str]) -> FileNotFoundError:
     version = f" in its revision {revision}" if revision else ""
     option = f" --revision {revision}" if revision else ""
-    include = " ".join(f"--include '{pattern}'" for pattern in _WANTED)
+    include = " ".join(f"--include '{pattern}'" for pattern in _wanted(components))
     return FileNotFoundError(
-        f"pretrained={hub_id!r}: there is no folder {Path.cwd() / hub_id}, and the hub did not give that model{version} "
+        f"{key}={hub_id!r}: there is no folder {Path.cwd() / hub_id}, and the hub did not give that model{version} "
         f"({type(error).__name__}: {_first_line(error)}). Either connect (for gated models accept the licence and set HF_TOKEN), or "
-        f"{_LAYOUT}\nWhere there is a connection, this writes them: hf download {hub_id}{option} {include} --local-dir FOLDER\n"
+        f"{_layout(key, components)}\n"
+        f"Where there is a connection, this writes them: hf download {hub_id}{option} {include} --local-dir FOLDER\n"
         "Predict2.5 has them in revisions only, such as revision=diffusers/base/post-trained."
     )
 
@@ -223,7 +192,10 @@ def _check_manifest(folder: Path, files: list[Path]) -> None:
     manifest = folder.parent / MANIFEST
     if not manifest.is_file():
         return
-    recorded = read_json(manifest)["sha256"]
+    content = read_json(manifest)
+    recorded = content.get("sha256") if isinstance(content, dict) else None
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{manifest} is no manifest: it lacks sha256, the hash of each file; copy or download it again")
     for file in files:
         name = file.relative_to(folder.parent).as_posix()
         if recorded.get(name) != known_sha256(file):

@@ -3,13 +3,15 @@
 import fcntl
 import json
 import shutil
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mimicvideo import caption_tool
+from mimicvideo import caption_workers
 from mimicvideo.caption_tool import captions
 from mimicvideo.data.captions import content_of, match_long_captions, read_long_captions, sidecar_path
 from mimicvideo.data.lerobot import LeRobotEpisodes
@@ -76,10 +78,24 @@ def test_it_continues_where_it_was_interrupted(vlm, root, capsys):
     assert "1 have their caption already" in capsys.readouterr().out
 
 
+def test_several_processes_write_what_one_writes(vlm, root):
+    captions(str(root), vlm, batch_size=1, **FAST)
+    alone = sorted(sidecar_path(root).read_text().splitlines())
+    sidecar_path(root).unlink()
+    captions(str(root), vlm, batch_size=1, processes=2, **FAST)
+    assert sorted(sidecar_path(root).read_text().splitlines()) == alone
+
+
+def test_the_failure_of_a_process_is_told(root, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RuntimeError, match="one of 2 processes failed: ValueError: model='.*empty' is no image-text-to-text model"):
+        captions(str(root), str(tmp_path / "empty"), batch_size=1, processes=2, **FAST)
+
+
 def test_nothing_is_loaded_when_nothing_is_missing(vlm, root, monkeypatch, capsys):
     captions(str(root), vlm, **FAST)
     before = sidecar_path(root).read_text()
-    monkeypatch.setattr(caption_tool, "VisionLanguageModel", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(caption_workers, "VisionLanguageModel", lambda *_: pytest.fail("loaded"))
     captions(str(root), vlm, **FAST)
     assert sidecar_path(root).read_text() == before and "nothing to do" in capsys.readouterr().out
 
@@ -104,7 +120,7 @@ def test_the_model_is_shown_evenly_spaced_pictures_and_the_task(root, monkeypatc
             shown.extend(zip(pictures, requests, strict=True))
             return [Answer("A robot moves.", False)] * len(requests)
 
-    monkeypatch.setattr(caption_tool, "VisionLanguageModel", Watching)
+    monkeypatch.setattr(caption_workers, "VisionLanguageModel", Watching)
     captions(str(root), "anything", prompt="Look. {task}Describe {it}.", frames=3)
     assert [request for _, request in shown] == [
         "Look. The robot's task is: pick up. Describe {it}.",
@@ -123,7 +139,7 @@ def test_empty_answers_are_counted_not_written(root, monkeypatch, capsys):
         def answer(self, pictures, requests, _):
             return [Answer("", False)] * len(requests)
 
-    monkeypatch.setattr(caption_tool, "VisionLanguageModel", Silent)
+    monkeypatch.setattr(caption_workers, "VisionLanguageModel", Silent)
     with pytest.raises(RuntimeError, match="anything wrote nothing about any of 3 episodes"):
         captions(str(root), "anything")
     assert "3 empty" in capsys.readouterr().out and sidecar_path(root).read_text() == ""
@@ -174,10 +190,22 @@ def test_code_of_a_model_is_never_run(vlm, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_hub_that_cannot_be_reached_is_told(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("offline")))
-    with pytest.raises(FileNotFoundError, match=r"the hub did not give it \(ConnectionError: offline\). Either connect"):
+def refuses(*args):
+    raise ConnectionRefusedError("no network")
+
+
+def never_answers(*args):
+    time.sleep(10)
+
+
+@pytest.mark.parametrize(("connect", "reason"), [(refuses, "no network"), (never_answers, "no answer within 5 s")])
+def test_a_hub_that_cannot_be_reached_is_told_within_seconds(monkeypatch, tmp_path, connect, reason):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=rf"model='some/model': .*the hub did not give it \(.*{reason}.*\)\. Either connect"):
         VisionLanguageModel("some/model")
+    assert time.monotonic() - start < 8
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,15 @@ def test_null_on_the_command_line_is_none_at_any_depth(flag: str, value: str) ->
         assert checked("--config", experiment, *given).model.init_args.backbone.init_args.adapter is None
 
 
+def test_another_video_model_keeps_the_adapter_of_the_experiment() -> None:
+    """A file of conf/backbone says nothing of adapters: stage 2 would go on without stage 1, silently."""
+    for file in (CONF / "backbone").glob("*.yaml"):
+        assert "adapter" not in yaml.safe_load(file.read_text())["init_args"], file
+    given = f"--config={CONF}/experiment/libero_goal_action.yaml", f"--model.backbone={CONF}/backbone/predict2_5_2b.yaml"
+    backbone = checked(*given).model.init_args.backbone.init_args
+    assert (backbone.adapter, backbone.pretrained) == ("runs/libero_goal/video/adapter", "nvidia/Cosmos-Predict2.5-2B")
+
+
 def test_flags_are_short_or_in_full_and_win(toy: str, tmp_path: Path) -> None:
     overlay = tmp_path / "over.yaml"
     overlay.write_text("model: {init_args: {tau: 0.2, num_steps: 3}}\n")
@@ -127,6 +136,7 @@ def test_fragments_need_no_hydra(tmp_path: Path) -> None:
         f"--trainer={CONF}/trainer/cpu.yaml",
         f"--model={CONF}/model/action_policy.yaml",
         f"--model.backbone={CONF}/backbone/cosmos_tiny.yaml",
+        "--model.block=4",  # of its eight
         f"--model.backbone.adaptation={CONF}/adaptation/frozen.yaml",
         f"--model.decoder={CONF}/decoder/dit_small.yaml",
         f"--model.future={CONF}/future/noise.yaml",
@@ -282,6 +292,12 @@ def test_an_experiment_for_a_gpu_is_refused_before_its_backbone_is_read(capsys: 
     assert message.startswith("trainer.accelerator=gpu asks for 1 GPU(s), but this machine has no GPU")
 
 
+def test_an_absent_adapter_is_refused_before_the_video_model_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mimicvideo.cli.report_memory", lambda config: pytest.fail("counts the memory"))
+    with pytest.raises(ConfigError, match=r"model\.backbone\.adapter='.*absent': there is no such folder: run stage 1 first"):
+        run("fit", f"--config={CONF}/experiment/quickstart_action.yaml", f"--model.backbone.adapter={tmp_path}/absent")
+
+
 @pytest.mark.parametrize("machine", ["cpu", "ddp"])
 def test_an_absent_video_model_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str) -> None:
     """With the GPUs that are absent, too; before data is read, weights are counted or anything is built."""
@@ -385,10 +401,18 @@ def program_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 def test_what_a_constructor_refuses_is_told_without_a_traceback(
     toy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, err = program_run(monkeypatch, capsys, "fit", "--config", toy, "--model.noise.tau=3")
+    status, err = program_run(monkeypatch, capsys, "fit", "--config", toy, "--nan_guard.every=0")
     assert status == 1
-    assert "mimicvideo fit: error: tau must lie in [0, 1] (0 clean, 1 noise), got 3.0\n" in err
+    assert "mimicvideo fit: error: every must be at least 1 step, got 0\n" in err
     assert "Traceback" not in err
+
+
+def test_a_noise_level_is_refused_as_a_mistake_of_the_command_line(
+    toy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, err = program_run(monkeypatch, capsys, "fit", "--config", toy, "--model.noise.tau=3")
+    assert status == 2
+    assert err == "mimicvideo fit: error: model.init_args.noise: tau must lie in [0, 1] (0 clean, 1 noise), got 3.0\n"
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,3 +180,43 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(saved: Path, 
     with pytest.raises(ValueError, match="was built by hand"):
         write_policy_folder(by_hand, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "config.json"])
+def test_a_file_that_the_manifest_does_not_list_is_not_read(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"][name]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DamagedCheckpointError, match=f"manifest.json does not list {name}"):
+        load_policy(folder)
+
+
+def test_what_a_hub_adds_to_a_folder_is_no_damage(saved: Path, folder: Path) -> None:
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "state.json").write_text("{}")
+    assert torch.equal(act(load_policy(folder)), act(load_policy(saved)))
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    write_manifest(folder)
+    with pytest.raises(IncompatibleCheckpointError, match="config.json is not that of a policy folder"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.update(adapter=None), "config.json is not that .* lacks adapter"),
+        (lambda config: config["mimicvideo"].pop("base_sha256"), "the checkpoint lacks base_sha256"),
+        (lambda config: config["mimicvideo"].pop("contract"), "the checkpoint lacks contract"),
+        (lambda config: config["mimicvideo"]["contract"].pop("horizon"), "the contract lacks horizon"),
+        (lambda config: config["hyper_parameters"].pop("backbone"), "name no backbone"),
+    ],
+)
+def test_a_config_without_a_part_is_refused_by_key(folder: Path, change, message: str) -> None:
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=message):
+        load_policy(folder)

@@ -98,3 +98,8 @@ def test_oracle_noises_the_truth_as_training_does(scene):
 def test_a_noise_level_outside_zero_to_one_is_refused(kind, tau):
     with pytest.raises(ValueError, match=r"future\.tau must lie in \[0, 1\]"):
         kind(tau=tau)
+
+
+def test_an_unknown_solver_is_refused_before_it_is_used():
+    with pytest.raises(ValueError, match="unknown solver 'rk': choose euler, heun or ab2"):
+        DenoisedFuture(0.5, solver="rk")

@@ -150,6 +150,10 @@ def without(entries: dict[str, Any], key: str) -> None:
         (lambda e: e.pop("action/gripper"), "has no entry action/gripper; it has action/position, obs/state"),
         (lambda e: without(e, "mean_clamped"), "the entry obs/state lacks mean_clamped"),
         (lambda e: e["obs/state"].update(percentiles=[[[0.0] * 3]] * 101), "obs/state has 101 percentiles"),
+        (lambda e: e["obs/state"].update(mean=[["x"] * 3]), "obs/state.mean is no table of numbers"),
+        (lambda e: e["obs/state"].update(mean=[[0.0, 1.0], [0.0]]), "obs/state.mean is no table of numbers"),
+        (lambda e: e["obs/state"].update(mean_clamped=[[float("nan")] * 3]), "obs/state.mean_clamped has NaN or infinity"),
+        (lambda e: e["obs/state"].update(std_clamped=[[-1.0] * 3]), "obs/state.std_clamped is negative"),
         (lambda e: e.update(robot="panda"), "is no statistics file"),
     ],
 )

@@ -283,6 +283,23 @@ def test_folders_that_are_no_adapters_are_refused(build, tmp_path: Path) -> None
         build(Frozen(), adapter=str(tmp_path / "empty"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sha256": "none"}, "no adapter manifest of format 1: sha256"),
+        ({"lora": "all"}, "no adapter manifest of format 1: lora"),
+        ({"format": 2}, "no adapter manifest of format 1: format"),
+        ({"lora": {"r": "four", "lora_alpha": 8, "target_modules": ["to_q"], "lora_dropout": 0.0}}, "r is 'four', expected a whole number"),
+        ({"lora": {"r": 4, "lora_alpha": "x", "target_modules": ["to_q"], "lora_dropout": 0.0}}, "lora_alpha is 'x', expected a number"),
+    ],
+)
+def test_a_manifest_with_other_values_is_refused(build, folder: Path, change: dict, message: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(ValueError, match=message):
+        build(Frozen(), adapter=str(folder))
+
+
 def test_a_failed_write_leaves_the_old_adapter(lora, folder: Path, monkeypatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -9,6 +9,7 @@ from diffusers import CosmosTransformer3DModel
 from mimicvideo.noise import karras_taus
 from mimicvideo.video.adaptation import Frozen, Full, Lora
 from mimicvideo.video.backbone import VideoCondition
+from mimicvideo.video.inputs import check_pixels
 from mimicvideo.video.pretrained import write_manifest
 
 
@@ -408,3 +409,15 @@ def test_random_start_has_other_weights_and_the_same_vae(build, frozen, inputs) 
     with torch.no_grad():
         assert not torch.allclose(random.velocity(*sample.all()), frozen.velocity(*sample.all()), atol=0.1)
     assert torch.equal(random.encode_video(bytes_video()), frozen.encode_video(bytes_video()))
+
+
+def test_tensors_of_another_kind_are_refused(frozen, inputs) -> None:
+    noisy, _, condition = inputs(frozen).all()
+    with pytest.raises(ValueError, match=r"video must be uint8 of shape .*got float32 of \(1, 5, 32, 32, 3\)"):
+        check_pixels(torch.rand(1, 5, 32, 32, 3))
+    with pytest.raises(ValueError, match=r"got uint8 of \(1, 3, 5, 32, 32\)"):
+        check_pixels(torch.zeros(1, 3, 5, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"latents have shape \(1, 8, 2, 4, 4\), expected \(batch, 16,"):
+        frozen.decode_video(torch.zeros(1, 8, 2, 4, 4))
+    with pytest.raises(ValueError, match="guidance must be a finite number, got nan"):
+        frozen.denoise(noisy, torch.tensor([0.9, 0.5]), condition, guidance=float("nan"))

@@ -176,3 +176,41 @@ def test_what_is_missing_or_in_the_way_is_named_before_the_file_is_read(trio: Pa
         import_native("absent.pt", str(tmp_path / "model"), str(tmp_path / "half"), config)
     with pytest.raises(FileExistsError, match="is there already and not empty"):
         import_native("absent.pt", str(tmp_path), str(trio), config)
+
+
+@pytest.mark.parametrize("change", [{"num_layers": "three"}, {"patch_size": 2}, {"attention_head_dim": 8}])
+def test_a_config_that_builds_no_network_is_refused(change: dict[str, Any], trio: Path, tmp_path: Path, config: str) -> None:
+    Path(config).write_text(json.dumps({**native_cosmos.CONFIG, **change}))
+    with pytest.raises(ValueError, match="config.json is no config.json of diffusers' CosmosTransformer3DModel: "):
+        imported(native_file(tmp_path), trio, tmp_path, config)
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(trio: Path, tmp_path: Path, config: str) -> None:
+    weights = native_cosmos.state_dict()
+    weights["blocks.1.mlp.layer1.weight"][0, 0] = float("nan")
+    with pytest.raises(ValueError, match="model.pt has 1 tensors with NaN or infinity: blocks.1.mlp.layer1.weight"):
+        imported(native_file(tmp_path, weights), trio, tmp_path, config)
+    assert not (tmp_path / "model").exists()
+
+
+def test_companions_of_the_hub_are_asked_for_without_its_transformer(trio: Path, tmp_path: Path, config: str, monkeypatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **options: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.update(options) or str(trio))
+    import_native(native_file(tmp_path), str(tmp_path / "model"), "nvidia/Cosmos", config)
+    assert asked["allow_patterns"] == ["vae/*", "text_encoder/*", "tokenizer/*"]
+    assert (tmp_path / "model" / "transformer").is_dir()
+
+
+def test_absent_companions_are_named_as_such(trio: Path, tmp_path: Path, config: str, monkeypatch) -> None:
+    def refuses(*args: Any) -> None:
+        raise ConnectionRefusedError("no network")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuses)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(FileNotFoundError) as caught:
+        import_native(native_file(tmp_path), str(tmp_path / "model"), "nvidia/Cosmos", config)
+    message = str(caught.value)
+    assert message.startswith("companions='nvidia/Cosmos'") and "set companions to its path" in message
+    assert "FOLDER/vae/" in message and "FOLDER/transformer/" not in message

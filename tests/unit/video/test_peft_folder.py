@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
-from peft import LoraConfig, get_peft_model
+from diffusers.loaders.lora_pipeline import CosmosLoraLoaderMixin
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from mimicvideo.video.adaptation import ADALN_MODULES, PAPER_TARGETS, Frozen, Lora
@@ -128,6 +130,8 @@ def test_another_adaptation_is_refused(build, folder: Path, adaptation, message:
         ({"lora_alpha": None}, "adapter_config.json lacks lora_alpha"),
         ({"r": "absent"}, "adapter_config.json lacks r "),
         ({"target_modules": None}, "adapter_config.json lacks target_modules"),
+        ({"r": "four"}, "adapter_config.json: r is 'four', expected a whole number of at least 1"),
+        ({"lora_alpha": "eight"}, "adapter_config.json: lora_alpha is 'eight', expected a number"),
         ({"r": 8}, "adapter_model.safetensors does not fit.*of another shape.*r=8"),
         ({"target_modules": ["to_q"]}, "adapter_model.safetensors does not fit.*8 unexpected: .*ff.net.2"),
         ({"target_modules": ["to_q", "ff.net.2", "to_k"]}, "adapter_model.safetensors does not fit.*missing.*to_k.lora_A"),
@@ -182,3 +186,30 @@ def test_our_own_folder_is_not_read_as_pefts(build, perturb, tmp_path: Path, los
         (tmp_path / "adapter" / name).unlink()
     with pytest.raises(FileNotFoundError, match="manifest.json is missing"):
         build(Frozen(), adapter=str(tmp_path / "adapter"))
+
+
+def test_what_diffusers_saves_of_a_pipeline_or_a_transformer_is_read(build, inputs, trio: Path, tmp_path: Path) -> None:
+    """The file of `save_lora_weights` and `save_lora_adapter`, whose header holds the settings."""
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["to_q", "ff.net.2"]}
+    transformer = CosmosTransformer3DModel.from_pretrained(trio / "transformer")
+    transformer.add_adapter(LoraConfig(**settings))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    transformer.save_lora_adapter(tmp_path / "transformer")
+    layers, metadata = get_peft_model_state_dict(transformer), transformer.peft_config["default"].to_dict()
+    pipeline: Any = CosmosLoraLoaderMixin
+    pipeline.save_lora_weights(tmp_path / "pipeline", layers, transformer_lora_adapter_metadata=metadata)
+    pipeline.save_lora_weights(tmp_path / "silent", layers)  # alpha is in no file
+    for name in ("transformer", "pipeline"):
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["pytorch_lora_weights.safetensors"]
+        backbone = build(adapter=str(tmp_path / name))
+        torch.testing.assert_close(velocity(backbone, inputs), stock_velocity(transformer, backbone, inputs), **TOLERANCE)
+    with pytest.raises(ValueError, match="silent/pytorch_lora_weights.safetensors lacks lora_alpha.*lora_adapter_metadata"):
+        build(adapter=str(tmp_path / "silent"))
+    path = tmp_path / "pipeline" / "pytorch_lora_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="pipeline/pytorch_lora_weights.safetensors is truncated"):
+        build(adapter=str(tmp_path / "pipeline"))

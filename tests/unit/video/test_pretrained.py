@@ -165,6 +165,12 @@ def test_flipped_byte_is_refused(build, own_trio: Path, name: str) -> None:
     refused(own_trio, build, name, "SHA-256")
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"sha256": null}'])
+def test_a_manifest_without_hashes_is_refused(own_trio: Path, build, text: str) -> None:
+    (own_trio / "manifest.json").write_text(text)
+    refused(own_trio, build, str(own_trio / "manifest.json"), "lacks sha256")
+
+
 def test_flipped_byte_of_the_text_encoder_is_refused_when_it_is_read(build, own_trio: Path) -> None:
     path = own_trio / "text_encoder" / "model.safetensors"
     data = bytearray(path.read_bytes())

@@ -1,0 +1,76 @@
+"""What a constructor would refuse after the video model is loaded is refused while the configuration is read, by its key."""
+
+import pytest
+
+from mimicvideo.check import check, print_sizes
+from mimicvideo.cli import CheckingCLI
+from mimicvideo.compose import CONF, compose_argv
+from mimicvideo.messages import ConfigError
+
+VIDEO, ACTION = (f"--config={CONF}/experiment/quickstart_{stage}.yaml" for stage in ("video", "action"))
+LIBERO = f"--config={CONF}/experiment/libero_goal_action.yaml"
+
+
+def accepted(*flags: str) -> None:
+    CheckingCLI(args=compose_argv(["fit", *flags]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([ACTION, "--model.future.tau=1.5"], r"model\.init_args\.future: future\.tau must lie in \[0, 1\].*got 1\.5"),
+        ([ACTION, f"--config={CONF}/future/stopped.yaml", "--model.future.step=36"], r"future\.step must lie in \[0, 35\]"),
+        ([ACTION, "--model.video_noise.scale=-1"], r"model\.init_args\.video_noise: "),
+        ([ACTION, "--model.action_noise.power=-1"], r"model\.init_args\.action_noise: power"),
+        ([VIDEO, "--model.noise.tail_probability=2"], r"model\.init_args\.noise: "),
+        ([VIDEO, "--model.backbone.adaptation.rank=0"], r"model\.init_args\.backbone\.init_args\.adaptation: rank must be at least 1"),
+        ([ACTION, "--model.flow_times=tied", "--model.future.tau=0.5"], r"model\.init_args: flow_times tied needs"),
+        ([ACTION, "--model.block=8"], r"model\.init_args: block must lie in \[0, 7\]"),
+        ([LIBERO, "--model.block=28"], r"model\.init_args: block must lie in \[0, 27\]"),
+        ([ACTION, "--model.block=[1,2]"], r"model\.init_args: BlockContext reads one video block"),
+        ([ACTION, f"--config={CONF}/context/mix.yaml"], r"model\.init_args: MixContext mixes several"),
+        ([ACTION, f"--config={CONF}/decoder/joint_tiny.yaml", "--model.block=[1,2,3]"], r"model\.init_args: "),
+        ([ACTION, "--data.history=3"], r"data\.init_args\.history is 3: .*the present state alone"),
+        ([ACTION, "--data.future=7"], r"data\.init_args: observed \+ future must be 1 \+ 4n frames"),
+        ([ACTION, "--data.observed=3", "--data.future=6"], r"data\.init_args: observed must be 1 \+ 4m"),
+        ([VIDEO, "--data.height=50"], r"data\.init_args: give both height and width"),
+        ([LIBERO, "--data.height=470"], r"data\.init_args: height 470 is not a multiple of 16 pixels; nearest are 464 and 480"),
+    ],
+)
+def test_numbers_that_a_part_does_not_take_are_refused_by_key(flags: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        accepted(*flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [ACTION],
+        [ACTION, "--model.flow_times=tied"],
+        [ACTION, f"--config={CONF}/context/mix.yaml", "--model.block=[2,4,6]"],
+        [ACTION, f"--config={CONF}/decoder/joint_tiny.yaml", "--model.block=[1,3,5,7]"],
+        [ACTION, "--model.backbone.pretrained=somebody/their-model", "--model.block=90"],  # how many blocks it has is not known
+        [VIDEO, "--data.height=64", "--data.width=32"],
+    ],
+)
+def test_what_fits_is_accepted(flags: list[str]) -> None:
+    accepted(*flags)
+
+
+def test_a_sweep_is_refused_before_its_first_job(capsys: pytest.CaptureFixture[str]) -> None:
+    text = compose_argv(["fit", ACTION, "--model.block=8"])
+    with pytest.raises(SystemExit):
+        check("fit", {"block=8": text[1].removeprefix("--config=").replace("block: 4", "block: 8")})
+    assert "block must lie in [0, 7]" in (told := capsys.readouterr().err) and "(in the job block=8; none has started)" in told
+
+
+def test_a_refused_configuration_is_not_called_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="height 470"):
+        print_sizes(compose_argv(["fit", LIBERO, "--data.height=470"])[1:])
+    assert "accepted" not in capsys.readouterr().out
+
+
+def test_a_model_that_is_still_to_be_made_is_checked_as_far_as_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    print_sizes(compose_argv(["fit", f"--config={CONF}/experiment/cosmos_tiny_transformer.yaml"])[1:])
+    told = capsys.readouterr().out
+    assert "accepted" in told and "not known: pretrained='runs/cosmos_tiny/untrained'" in told
