@@ -103,7 +103,7 @@ def make_planner(
 
 def load_contract(checkpoint: str | Path) -> dict[str, Any]:
     """The contract of a policy's checkpoint or folder, without building the policy."""
-    return require_kind(read_policy(checkpoint))["contract"]
+    return require_kind(read_policy(checkpoint), ["contract"])["contract"]
 
 
 class PolicyPlanner:

@@ -1,6 +1,6 @@
 """What a policy's checkpoint holds: the decoder, its units and average, the stage-1 adapter, and the hash of the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -61,8 +61,11 @@ def unpack(policy: "ActionPolicy", checkpoint: Mapping[str, Any]) -> None:
         policy.average.load_state_dict(saved["average"])
 
 
-def require_kind(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The part that `pack` wrote. Raises IncompatibleCheckpointError if this is no policy's checkpoint."""
+PARTS = ("decoder", "contract", "adapter", "base_sha256", "average")  # of what `pack` writes, those that acting needs
+
+
+def require_kind(checkpoint: Mapping[str, Any], parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """The part that `pack` wrote. Raises IncompatibleCheckpointError if this is no policy's checkpoint, or lacks one of `parts`."""
     saved: Any = checkpoint.get(KEY)
     kind = saved.get("kind") if isinstance(saved, dict) else None
     if kind != KIND:
@@ -70,7 +73,7 @@ def require_kind(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         raise IncompatibleCheckpointError(
             f"this is a checkpoint of {kind}, not of {KIND}: give a stage-2 one (a stage-1 run is used by backbone.init_args.adapter)"
         )
-    if missing := [key for key in ("decoder", "contract", "adapter", "base_sha256", "average") if key not in saved]:
+    if missing := [key for key in parts if key not in saved]:
         raise IncompatibleCheckpointError(
             f"the checkpoint lacks {', '.join(missing)} below {KEY!r}: it is not as it was saved; save it again"
         )

@@ -54,7 +54,8 @@ def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
         backbone.execute(bench.execution())
         timing = measure(ours, bench.device, effort.calls, effort.warm_up, effort.seconds)
         row.add(Variant("ours", timing, work=work, agreement=difference(ours(), reference)), profiled=ours)
-        row.add(Variant(PACED, measure(ours, bench.device, min(effort.calls, 20), pause=PAUSE), work=work))
+        timing = measure(ours, bench.device, min(effort.calls, 20), pause=PAUSE)
+        row.add(Variant(PACED, timing, work=work, agreement=difference(ours(), reference)))
     return row
 
 
@@ -78,7 +79,8 @@ def chunk(bench: Bench, effort: Effort, save: Save) -> Row:
     policy.act_as(bench.acting())
     timing = measure(act, bench.device, effort.calls, effort.warm_up, effort.seconds)
     row.add(Variant("ours", timing, work=work, agreement=difference(act(), reference)), profiled=act)
-    row.add(Variant(PACED, measure(act, bench.device, min(effort.calls, 20), pause=PAUSE), work=work))
+    timing = measure(act, bench.device, min(effort.calls, 20), pause=PAUSE)
+    row.add(Variant(PACED, timing, work=work, agreement=difference(act(), reference)))
     row.notes["parts_ms"] = parts(bench, policy, observation, effort)
     return row
 

@@ -184,9 +184,9 @@ def test_tied_times_act_in_one_pass_at_the_futures_level(tmp_path):
     fit(policy, 1, tmp_path)
     inner, seen, passes = policy.decoder.forward, [], policy.backbone.passes
 
-    def spy(actions: Tensor, tau_action: Tensor, context: Any, tau_video: Tensor, *rest: Any) -> Tensor:
+    def spy(actions: Tensor, tau_action: Tensor, context: Any, tau_video: Tensor, *rest: Any, **options: Any) -> Tensor:
         seen.append((tau_action[0].item(), tau_video[0].item()))
-        return inner(actions, tau_action, context, tau_video, *rest)
+        return inner(actions, tau_action, context, tau_video, *rest, **options)
 
     policy.decoder.forward = spy  # type: ignore[method-assign]
     act(policy)

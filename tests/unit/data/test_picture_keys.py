@@ -29,6 +29,13 @@ WINDOW = Window(observed=1, future=4)
 TOGETHER = {"lerobot_v3.0", "lerobot_v3.0_described"}
 
 
+def video_of(reader: LeRobotEpisodes, place: int) -> Path:
+    """The file that holds an episode's pictures."""
+    span = reader._meta.listing.video(reader.episodes[place].place, reader.cameras[0].key)
+    assert span is not None
+    return span.path
+
+
 def encode(video: Tensor) -> Tensor:
     return video[:, ::4].float().mean((2, 3)).permute(0, 2, 1)[..., None, None]
 
@@ -68,8 +75,8 @@ def test_a_changed_or_removed_episode_concerns_no_other(tmp_path: Path) -> None:
     by_writer(tmp_path / "d", (6, 7, 8))
     reader = LeRobotEpisodes(tmp_path / "d")
     assert fill(tmp_path / "cache", reader) == [6, 7, 8]
-    video = reader.episodes[1].videos[reader.cameras[0].key].path
-    write_video(video, [picture(9, row, 0, 16, 16) for row in range(7)], round(reader.tables.fps))
+    video = video_of(reader, 1)
+    write_video(video, [picture(9, row, 0, 16, 16) for row in range(7)], round(reader._meta.fps))
     changed = LeRobotEpisodes(tmp_path / "d")
     assert fill(tmp_path / "cache", changed) == [7]
     changed.leave_out({0: "it is bad"}, "a test")
@@ -133,7 +140,7 @@ def test_episodes_that_share_a_file_have_keys_of_their_own(tmp_path: Path) -> No
 def test_pictures_that_cannot_be_read_are_told_and_nothing_is_kept(tmp_path: Path) -> None:
     by_writer(tmp_path / "d", (6, 7))
     reader = LeRobotEpisodes(tmp_path / "d")
-    reader.episodes[0].videos[reader.cameras[0].key].path.unlink()
+    video_of(reader, 0).unlink()
     cache = LatentCache(tmp_path / "cache", reader, WINDOW, "vae")
     unreadable = cache.encode(cache.missing(reader.episodes), encode, progress=False)
     assert list(unreadable) == [0] and "there is no such file" in unreadable[0]
@@ -145,7 +152,7 @@ def test_pictures_that_cannot_be_read_are_told_and_nothing_is_kept(tmp_path: Pat
 def test_a_file_that_changes_while_it_is_encoded_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_writer(tmp_path / "d", (6,))
     reader, frames = LeRobotEpisodes(tmp_path / "d"), LeRobotEpisodes.frames
-    video = reader.episodes[0].videos[reader.cameras[0].key].path
+    video = video_of(reader, 0)
 
     def overtaken(self: Any, episode: Any, rows: Any) -> np.ndarray:
         shown = frames(self, episode, rows)
