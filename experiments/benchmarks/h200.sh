@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${1:-experiments/benchmarks}
-budget=${2:-720}
+budget=${2:-900}
 
 row() { # most seconds, folder, row, options
     local left=$((budget - SECONDS)) most=$1 folder=$2 name=$3
@@ -24,8 +24,8 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader ||
 row 150 "$out" hidden_states --calls 100 --seconds 20 --reference-calls 10 --profile
 row 150 "$out" chunk --calls 100 --seconds 20 --reference-calls 10 --profile
 row 220 "$out" lora_step --ways 2 --reference-calls 6 --seconds 60 --profile
-row 150 "$out" realtime --ways 3 --calls 200 --seconds 40 --reference-calls 10 --profile
-row 180 "$out" decoder_training --ways 2 --reference-calls 8 --seconds 40
+row 150 "$out" realtime --ways 5 --calls 200 --seconds 40 --reference-calls 10 --profile
+row 260 "$out" decoder_training --ways 2 --reference-calls 8 --seconds 40 --curve-seconds 30
 row 260 "$out/thousand_calls" chunk --calls 1000 --reference-calls 3
-row 120 "$out/thousand_calls" realtime --ways 1 --calls 1000 --reference-calls 3
+row 120 "$out/thousand_calls" realtime --ways 2 --calls 1000 --reference-calls 3
 row 230 "$out/thousand_calls" hidden_states --calls 1000 --reference-calls 3
