@@ -33,7 +33,9 @@ def objective(job: Path) -> float:
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
 def test_every_launcher_runs_the_jobs_it_is_given(launcher: str, tmp_path: Path) -> None:
     decoders = ["tests.toys.Mlp", "tests.toys.Linear"]
-    sweep(tmp_path, f"hydra/launcher={launcher}", f"model.init_args.decoder.class_path={','.join(decoders)}")
+    # submitit starts a job before it makes the folder named after it, in which the job writes at once: one that is there already is safe.
+    folder = [f"hydra.launcher.submitit_folder={tmp_path}/.submitit"] if launcher == "submitit_local" else []
+    sweep(tmp_path, f"hydra/launcher={launcher}", *folder, f"model.init_args.decoder.class_path={','.join(decoders)}")
     for number, decoder in enumerate(decoders):
         run = yaml.safe_load((tmp_path / str(number) / "fit.yaml").read_text())
         assert run["model"]["init_args"]["decoder"]["class_path"] == decoder
