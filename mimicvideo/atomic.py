@@ -28,3 +28,12 @@ def whole_file(path: Path, note: str = "") -> Iterator[Path]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def told(what: str, folder: Path, remedy: str) -> Iterator[None]:
+    """Says in plain words that a file could not be written: `what`, where, why, and what to do beside freeing space."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{what} {folder} ({error.strerror or error}): free some space, or {remedy}") from error

@@ -76,9 +76,17 @@ class Weights:
         return list(dict.fromkeys(weight for owner in self._owners for weight in owner.values() if weight is not None))
 
 
-def fingerprint(weights: Iterable[Tensor], values: bool = True) -> Hashable:
-    """Changes whenever one of `weights` is moved or replaced and, if `values`, whenever one is written to."""
-    return tuple((weight.data_ptr(), weight._version if values else 0) for weight in weights)
+Fingerprint = tuple[tuple[int, int], ...]
+
+
+def fingerprint(weights: Iterable[Tensor]) -> Fingerprint:
+    """Of each weight where it lies, which changes when it is moved or replaced, and a count of the times it was written to."""
+    return tuple((weight.data_ptr(), weight._version) for weight in weights)
+
+
+def places(version: Fingerprint) -> tuple[int, ...]:
+    """The part of a fingerprint that values written in place leave as it is."""
+    return tuple(place for place, _ in version)
 
 
 class Twin:
@@ -124,7 +132,7 @@ class CudaGraphs:
     """Calls functions of tensors by replaying CUDA graphs: one launch instead of thousands. Off GPU it just calls them.
 
     A graph is captured at the first call and again for every new `key` and every new shape, dtype or device of the inputs. It reads
-    its weights from where they lay at capture, so `key` must change when they move (see `fingerprint`); values may change in place.
+    its weights from where they lay at capture, so `key` must change when they move (see `places`); values may change in place.
 
     Args:
         limit: How many graphs are kept, the most recently used; each holds the memory of one call.

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mimicvideo.atomic import whole_file
 from mimicvideo.audit.dataset import Audited, Plan, audit_dataset, unopened
 from mimicvideo.audit.findings import KINDS
 from mimicvideo.audit.keys import KEYS
@@ -73,21 +74,15 @@ def _run(data: ClipData, out: Path, num_workers: int, verify: Verify, language: 
         for name, one in opened.items()
     }
     with writing(out):
-        _write(out / "audit.json", lambda path: path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"))
-        _write(out / "quarantine.json", lambda path: write_quarantine(path, quarantine))
-        _write(out / "audit.html", lambda path: write_report(path, content, results, max_thumbnails))
+        # What an earlier audit left stays whole if the disk is full.
+        with whole_file(out / "audit.json") as path:
+            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with whole_file(out / "quarantine.json") as path:
+            write_quarantine(path, quarantine)
+        with whole_file(out / "audit.html") as path:
+            write_report(path, content, results, max_thumbnails)
     print_table(console, content, out)
     return results
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Under another name first: what an earlier audit left stays whole if the disk is full."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def to_json(results: list[Audited], data: ClipData) -> dict[str, Any]:

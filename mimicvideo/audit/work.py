@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from mimicvideo.atomic import told
 from mimicvideo.audit.calibration import Calibration
 from mimicvideo.audit.episode import VERSION, summarise
 from mimicvideo.data.episodes import Episode, Episodes
@@ -85,16 +86,10 @@ def summarise_all(
     return new, len(there)
 
 
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> AbstractContextManager[None]:
     """Says in plain words that results cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"results cannot be written to {folder} ({error.strerror or error}): free some space, or choose another folder with --out; "
-            "episodes that were finished are not read again"
-        ) from error
+    remedy = "choose another folder with --out; episodes that were finished are not read again"
+    return told("results cannot be written to", folder, remedy)
 
 
 def read_summaries(path: Path) -> Iterator[dict[str, Any]]:

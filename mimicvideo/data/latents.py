@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mimicvideo.atomic import whole_file
+from mimicvideo.atomic import told, whole_file
 from mimicvideo.data.claims import Claims
 from mimicvideo.data.episodes import Episode, Episodes
 from mimicvideo.data.errors import DatasetError
@@ -372,16 +372,10 @@ def _signature(path: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-@contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[None]:
+def _disk(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Says in plain words what went wrong when a file could not be written."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"could not write latents to {folder} ({error.strerror or error}): free some space, or choose another latent_cache. "
-            "Episodes that are there already stay good and are not encoded again."
-        ) from error
+    remedy = "choose another latent_cache. Episodes that are there already stay good and are not encoded again."
+    return told("could not write latents to", folder, remedy)
 
 
 def _write(path: Path, pieces: Iterable[bytes]) -> None:

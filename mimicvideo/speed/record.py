@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mimicvideo import provenance
+from mimicvideo.atomic import whole_file
 from mimicvideo.speed.ceilings import Ceilings
 from mimicvideo.speed.flops import Work
 from mimicvideo.speed.measure import Timing
@@ -99,10 +100,8 @@ class Row:
 
 def write(path: Path, record: dict[str, Any]) -> None:
     """Writes JSON as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

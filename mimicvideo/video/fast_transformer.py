@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mimicvideo.execution import CudaGraphs, Execution, Weights, attention_kernels, fingerprint, lasting
+from mimicvideo.execution import CudaGraphs, Execution, Fingerprint, Weights, attention_kernels, fingerprint, lasting, places
 from mimicvideo.video import fp8 as fp8_products
 from mimicvideo.video.checkpointing import Checkpointing, block_runner
 
@@ -73,19 +73,20 @@ class FastTransformer:
         depth = len(self.transformer.transformer_blocks) if blocks is None else max(blocks) + 1
         weights = self._weights()
         training = torch.is_grad_enabled() or any(weight.requires_grad for weight in weights)
+        version = () if training else fingerprint(weights)
         wanted = None if blocks is None else tuple(sorted(set(blocks)))
-        network = self._network(weights, training)
+        network = self._network(version, training)
 
         def forward(*tensors: Tensor) -> Any:
             return self._forward(network, *tensors, wanted=wanted)
 
         with attention_kernels(latents.device):
             prompt = inputs["encoder_hidden_states"]
-            text = self._text_of(prompt, depth) if training else self._kept_text_of(prompt, depth, weights)
+            text = self._text_of(prompt, depth) if training else self._kept_text_of(prompt, depth, version)
             tensors = latents, levels, mask, text, *self._rotary_of(latents)
             if training or not self.execution.cuda_graphs:
                 return forward(*tensors)
-            key = wanted, torch.is_autocast_enabled(latents.device.type), fingerprint(weights, values=False)
+            key = wanted, torch.is_autocast_enabled(latents.device.type), places(version)
             return self.graphs(key if self._fp8 is None else (*key, self._fp8[0]), forward, *tensors)
 
     def clear(self) -> None:
@@ -144,22 +145,21 @@ class FastTransformer:
             pairs.append(torch.stack([attention.norm_k(keys).to(values.dtype), values]))
         return torch.stack(pairs)
 
-    def _kept_text_of(self, prompt: Tensor, depth: int, weights: Sequence[Tensor]) -> Tensor:
+    def _kept_text_of(self, prompt: Tensor, depth: int, version: Fingerprint) -> Tensor:
         """The same, from an earlier call with the same tensor if neither it nor a weight has been written to since."""
         if prompt.is_inference():  # it does not count what is written to it
             return self._text_of(prompt, depth)
-        key = id(prompt), prompt._version, depth, torch.is_autocast_enabled(prompt.device.type), fingerprint(weights)
+        key = id(prompt), prompt._version, depth, torch.is_autocast_enabled(prompt.device.type), version
         if key not in self._text:
             self._text[key] = prompt, self._text_of(prompt, depth)  # the prompt is kept too, so that its id stays its own
         return _remembered(self._text, key)[1]
 
-    def _network(self, weights: Sequence[Tensor], training: bool) -> nn.ModuleList:
+    def _network(self, version: Fingerprint, training: bool) -> nn.ModuleList:
         """The blocks that run: the transformer's, or twins of them whose products are in FP8, made anew when a weight changes."""
         blocks = self.transformer.transformer_blocks
         if self.execution.fp8 is None or training:
             return blocks
         fp8_products.check_hardware(self.transformer.proj_out.weight.device)
-        version = fingerprint(weights)
         if self._fp8 is None or self._fp8[0] != version:
             self._fp8 = version, cast(nn.ModuleList, fp8_products.with_fp8_products(blocks, self.execution.fp8, _EXACT))
         return self._fp8[1]

@@ -66,7 +66,7 @@ MAY_IMPORT = {
     ],  # before a run, whether its weights are there
     "functions": ["compose", "messages"],
     "sweep": ["compose", "messages"],
-    "audit": ["data", "messages", "provenance", "report_html", "report_figures"],
+    "audit": ["atomic", "data", "messages", "provenance", "report_html", "report_figures"],
     "check": ["cli", "compose", "functions", "memory", "messages", "video.sizes", "action.context", "action.decoder"],
     "__main__": ["audit.command", "cache", "check", "cli", "compose", "functions", "sweep", "messages"],
     "cache": ["cli", "messages"],  # it builds what fit builds

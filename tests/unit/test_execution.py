@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mimicvideo.execution import CudaGraphs, attention_kernels, fingerprint
+from mimicvideo.execution import CudaGraphs, attention_kernels, fingerprint, places
 
 
 def test_off_gpu_functions_are_just_called() -> None:
@@ -33,13 +33,13 @@ def test_attention_off_gpu_is_as_ever() -> None:
 
 def test_fingerprints_follow_values_and_places() -> None:
     layer = nn.Linear(3, 3)
-    first, place = fingerprint(layer.parameters()), fingerprint(layer.parameters(), values=False)
+    first, place = fingerprint(layer.parameters()), places(fingerprint(layer.parameters()))
     assert fingerprint(layer.parameters()) == first
     with torch.no_grad():
         layer.weight.add_(1)
-    assert fingerprint(layer.parameters()) != first and fingerprint(layer.parameters(), values=False) == place
+    assert fingerprint(layer.parameters()) != first and places(fingerprint(layer.parameters())) == place
     layer.weight = nn.Parameter(layer.weight.detach().clone())
-    assert fingerprint(layer.parameters(), values=False) != place
+    assert places(fingerprint(layer.parameters())) != place
 
 
 @pytest.mark.gpu

@@ -6,25 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mimicvideo.data.episodes import Camera, Episode, Episodes
+from mimicvideo.data.episodes import Camera, Episode
+from tests.short_episodes import ShortEpisodes
 
 
-class Deadly(Episodes):
-    """Short episodes of two numbers."""
+class Deadly(ShortEpisodes):
+    """Any number of them."""
 
     def __init__(self, root: Path, count: int) -> None:
-        super().__init__(
-            root,
-            [Episode(index, 6, ("Push the block.",), "push") for index in range(count)],
-            {},
-            [Camera("front", "front", 8, 8, {})],
-            robot="test-arm",
-            control_hz=10.0,
-            stride=1,
-            proprio_names=["x", "y"],
-            action_names=["dx", "dy"],
-            ram_cache_gb=0.0,
-        )
+        super().__init__(root, ["Push the block."] * count)
 
     def proprio(self, episode: Episode) -> np.ndarray:
         return np.random.default_rng(episode.index).normal(size=(6, 2)).astype(np.float32)

@@ -2,19 +2,18 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import mimicvideo.__main__ as program
 from mimicvideo.audit import work
 from mimicvideo.compose import CONF
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.modules import ClipData
 from tests.faults import BAD, EPISODES, FAULTS, Corpus, inject, make_corpus, write
+from tests.typed import typed
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +28,9 @@ def black(corpus: Corpus, tmp_path: Path) -> Path:
     return tmp_path / "black"
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
+def audit(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     """The status of `mimicvideo audit ARGV`."""
-    monkeypatch.setattr(sys, "argv", ["mimicvideo", "audit", *argv])
-    with pytest.raises(SystemExit) as caught:
-        program.main()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+    return typed(monkeypatch, "audit", *argv)
 
 
 def of(root: Path, out: Path) -> list[str]:
@@ -50,7 +45,7 @@ def test_sound_data_ends_with_0_and_a_whole_report(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write(tmp_path / "data", corpus)
-    assert typed(monkeypatch, *of(root, tmp_path / "out")) == 0
+    assert audit(monkeypatch, *of(root, tmp_path / "out")) == 0
     assert "nothing found" in capsys.readouterr().out
     dataset = content(tmp_path / "out")["datasets"][0]
     rows = sum(len(recording.states) for recording in corpus.recordings)
@@ -75,7 +70,7 @@ def test_samples_are_those_that_training_draws_from(corpus: Corpus, tmp_path: Pa
     root = write(tmp_path / "data", corpus)
     experiment = f"--config={CONF}/experiment/quickstart_action.yaml"
     flags = [f"--data.root={root}", "--data.cameras=[front,side]", "--data.action_dim=7", "--data.proprio_dim=7"]
-    assert typed(monkeypatch, experiment, *flags, f"--out={tmp_path}/out") == 0
+    assert audit(monkeypatch, experiment, *flags, f"--out={tmp_path}/out") == 0
     found = content(tmp_path / "out")
     assert found["window"] == {"observed": 1, "future": 8, "frame_interval": 1, "horizon": 16, "rows": 9}
     data = ClipData(str(root), cameras=["front", "side"], observed=1, future=8, validation_fraction=0.07)
@@ -88,16 +83,16 @@ def test_samples_are_those_that_training_draws_from(corpus: Corpus, tmp_path: Pa
 
 def test_what_is_found_decides_the_status(black: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = of(black, tmp_path / "out")
-    assert typed(monkeypatch, *argv) == 1
-    assert typed(monkeypatch, *argv, "--fail-on=error") == 1
-    assert typed(monkeypatch, *argv, "--fail-on=never") == 0
+    assert audit(monkeypatch, *argv) == 1
+    assert audit(monkeypatch, *argv, "--fail-on=error") == 1
+    assert audit(monkeypatch, *argv, "--fail-on=never") == 0
 
 
 def test_a_warning_is_no_error(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inject(tmp_path / "data", corpus, FAULTS["exposure_jump"])
     argv = of(tmp_path / "data", tmp_path / "out")
-    assert typed(monkeypatch, *argv) == 1
-    assert typed(monkeypatch, *argv, "--fail-on=error") == 0
+    assert audit(monkeypatch, *argv) == 1
+    assert audit(monkeypatch, *argv, "--fail-on=error") == 0
     assert content(tmp_path / "out")["datasets"][0]["quarantined"] == 0
 
 
@@ -117,7 +112,7 @@ def test_a_warning_is_no_error(corpus: Corpus, tmp_path: Path, monkeypatch: pyte
 def test_what_cannot_run_ends_with_2(
     argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert typed(monkeypatch, *argv, f"--out={tmp_path}/out") == 2
+    assert audit(monkeypatch, *argv, f"--out={tmp_path}/out") == 2
     assert message in capsys.readouterr().err
 
 
@@ -127,7 +122,7 @@ def test_one_bad_dataset_does_not_stop_the_others(corpus: Corpus, tmp_path: Path
     sources = json.dumps({"good": str(root), "bad": str(tmp_path / "broken")})
     config = tmp_path / "mixture.yaml"
     config.write_text(f"class_path: mimicvideo.data.modules.ClipData\ninit_args: {{sources: {sources}, cameras: [front, side]}}\n")
-    assert typed(monkeypatch, f"--data={config}", f"--out={tmp_path}/out") == 1
+    assert audit(monkeypatch, f"--data={config}", f"--out={tmp_path}/out") == 1
     good, bad = content(tmp_path / "out")["datasets"]
     assert (good["episodes"], good["findings"]) == (EPISODES, [])
     assert "is empty" in bad["problem"] and bad["counts"] == {"unusable": 1}
@@ -138,28 +133,28 @@ def test_a_second_run_reads_only_what_the_first_did_not_finish(black: Path, tmp_
     real = work.summarise
     monkeypatch.setattr(work, "summarise", lambda reader, episode, *rest: read.append(episode.index) or real(reader, episode, *rest))
     argv = of(black, tmp_path / "out")
-    typed(monkeypatch, *argv)
+    audit(monkeypatch, *argv)
     first = content(tmp_path / "out")["datasets"][0]["findings"]
     assert sorted(read) == list(range(EPISODES))
     results = tmp_path / "out" / "episodes-data.jsonl"
     results.write_bytes(results.read_bytes()[:-100])  # killed while it wrote the last line
     read.clear()
-    typed(monkeypatch, *argv)
+    audit(monkeypatch, *argv)
     assert len(read) == 1
     assert content(tmp_path / "out")["datasets"][0]["findings"] == first
     read.clear()
-    typed(monkeypatch, *argv, "--verify=quick")  # another question
+    audit(monkeypatch, *argv, "--verify=quick")  # another question
     assert len(read) == EPISODES
     read.clear()
     FAULTS["timestamp_gap"].damage(black)  # type: ignore[misc] (it has one)
-    typed(monkeypatch, *argv, "--verify=quick")  # the content is another
+    audit(monkeypatch, *argv, "--verify=quick")  # the content is another
     assert len(read) == EPISODES
 
 
 def test_processes_find_the_same(black: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for workers in (0, 2):
-        assert typed(monkeypatch, *of(black, tmp_path / f"out{workers}"), f"--num_workers={workers}") == 1
+        assert audit(monkeypatch, *of(black, tmp_path / f"out{workers}"), f"--num_workers={workers}") == 1
         found.append(content(tmp_path / f"out{workers}")["datasets"][0]["findings"])
     assert found[0] == found[1]
     assert [(finding["kind"], finding["episode"]) for finding in found[0]] == [("black_frames", BAD)]
@@ -177,7 +172,7 @@ def clips(root: Path, **options: Any) -> ClipData:
 def test_training_leaves_out_what_is_in_quarantine(
     black: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    typed(monkeypatch, *of(black, tmp_path / "out"))
+    audit(monkeypatch, *of(black, tmp_path / "out"))
     (listed,) = json.loads((tmp_path / "out" / "quarantine.json").read_text())["datasets"]
     assert [entry["index"] for entry in listed["episodes"]] == [BAD]
     data, before = clips(black, quarantine=str(tmp_path / "out" / "quarantine.json")), clips(black)
@@ -188,7 +183,7 @@ def test_training_leaves_out_what_is_in_quarantine(
 
 
 def test_a_quarantine_of_another_dataset_is_refused(black: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    typed(monkeypatch, *of(black, tmp_path / "out"))
+    audit(monkeypatch, *of(black, tmp_path / "out"))
     other = inject(tmp_path / "other", corpus, FAULTS["actions_one_row_late"])
     assert other == BAD
     with pytest.raises(DatasetError, match="is of other datasets"):

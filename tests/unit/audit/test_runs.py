@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
-import mimicvideo.__main__ as program
 from mimicvideo.audit import work
 from mimicvideo.data.claims import Claims
 from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.modules import ClipData
 from tests.audit_formats import hdf5_index, recordings, spec_of, write_format
 from tests.faults import BAD, FAULTS, Corpus, make_corpus
+from tests.typed import typed
 from tests.unit.audit.deadly import Deadly
 
 KINDS = ("rlds", "zarr", "hdf5", "videos")
@@ -56,12 +56,9 @@ def bad_of(corpus: Corpus, kind: str) -> int:
     return hdf5_index(corpus.recordings, BAD) if kind == "hdf5" else BAD
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["mimicvideo", "audit", *argv])
-    with pytest.raises(SystemExit) as caught:
-        program.main()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+def audit(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
+    """The status of `mimicvideo audit ARGV`."""
+    return typed(monkeypatch, "audit", *argv)
 
 
 def of(root: Path, out: Path, *more: str) -> list[str]:
@@ -77,7 +74,7 @@ def content(out: Path) -> dict[str, Any]:
 
 
 def test_a_mixture_of_all_formats(dark: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert typed(monkeypatch, f"--data={dark / 'mixture.yaml'}", f"--out={tmp_path / 'out'}") == 1
+    assert audit(monkeypatch, f"--data={dark / 'mixture.yaml'}", f"--out={tmp_path / 'out'}") == 1
     found = content(tmp_path / "out")
     for dataset in found["datasets"]:
         told = [(finding["kind"], finding["episode"]) for finding in dataset["findings"]]
@@ -95,7 +92,7 @@ def test_a_source_that_cannot_be_opened_leaves_the_others(dark: Path, tmp_path: 
     for path in (tmp_path / "data" / "hdf5").iterdir():
         path.write_bytes(b"")
     absent = {"root": str(tmp_path / "absent")}
-    assert typed(monkeypatch, f"--data={mixture(tmp_path / 'data', ('hdf5', 'zarr'), gone=absent)}", f"--out={tmp_path / 'out'}") == 1
+    assert audit(monkeypatch, f"--data={mixture(tmp_path / 'data', ('hdf5', 'zarr'), gone=absent)}", f"--out={tmp_path / 'out'}") == 1
     found = {dataset["name"]: dataset for dataset in content(tmp_path / "out")["datasets"]}
     assert "damaged or truncated" in found["hdf5"]["problem"] and "there is no dataset" in found["gone"]["problem"]
     assert found["zarr"]["problem"] is None and found["zarr"]["counts"] == {"black_frames": 1}
@@ -106,7 +103,7 @@ def test_a_source_that_cannot_be_opened_leaves_the_others(dark: Path, tmp_path: 
 def test_training_honours_the_quarantine_of_every_format(
     kind: str, rate: float | None, dark: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert typed(monkeypatch, *of(dark / kind, tmp_path, *([f"--data.frame_hz={rate}"] if rate else []))) == 1
+    assert audit(monkeypatch, *of(dark / kind, tmp_path, *([f"--data.frame_hz={rate}"] if rate else []))) == 1
     options: dict[str, Any] = {"cameras": ["front"], "observed": 1, "future": 8, "frame_hz": rate, "validation_fraction": 0.0}
     data = ClipData(str(dark / kind), spec=str(spec_of(dark / kind)), quarantine=str(tmp_path / "quarantine.json"), **options)
     data.setup()
@@ -130,9 +127,9 @@ def test_a_full_disk_is_said_and_costs_nothing_that_was_read(
     argv = of(dark / "zarr", tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(work, "_write_line", full)
-        assert typed(monkeypatch, *argv) == 2
+        assert audit(monkeypatch, *argv) == 2
     assert f"results cannot be written to {tmp_path / 'out'} (No space left on device): free some space" in capsys.readouterr().err
-    assert typed(monkeypatch, *argv) == 1
+    assert audit(monkeypatch, *argv) == 1
     through = content(tmp_path / "out")["datasets"][0]["throughput"]
     assert (through["episodes_kept_from_before"], through["episodes_read"]) == (4, 3)
 
@@ -142,13 +139,13 @@ def test_stopped_from_the_keyboard(dark: Path, tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     monkeypatch.setattr(work, "summarise", stop)
-    assert typed(monkeypatch, *of(dark / "videos", tmp_path)) == 130
+    assert audit(monkeypatch, *of(dark / "videos", tmp_path)) == 130
     assert f"stopped; the same command goes on from what is kept in {tmp_path}" in capsys.readouterr().err
 
 
 def test_what_an_earlier_audit_wrote_stays_whole(dark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = of(dark / "zarr", tmp_path)
-    assert typed(monkeypatch, *argv) == 1
+    assert audit(monkeypatch, *argv) == 1
     before = {name: (tmp_path / name).read_bytes() for name in ("quarantine.json", "audit.html")}
 
     def full(path: Path, *_: Any) -> None:
@@ -156,7 +153,7 @@ def test_what_an_earlier_audit_wrote_stays_whole(dark: Path, tmp_path: Path, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("mimicvideo.audit.run.write_quarantine", full)
-    assert typed(monkeypatch, *argv) == 2
+    assert audit(monkeypatch, *argv) == 2
     assert before == {name: (tmp_path / name).read_bytes() for name in before} and not list(tmp_path.glob(".*"))
 
 
@@ -165,10 +162,10 @@ def test_two_audits_do_not_write_to_one_folder(
 ) -> None:
     other = Claims(tmp_path / ".audit")
     assert other.take("running")
-    assert typed(monkeypatch, *of(dark / "videos", tmp_path)) == 2
+    assert audit(monkeypatch, *of(dark / "videos", tmp_path)) == 2
     assert "another audit is writing to" in capsys.readouterr().err
     other.release_all()
-    assert typed(monkeypatch, *of(dark / "videos", tmp_path)) == 1
+    assert audit(monkeypatch, *of(dark / "videos", tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -188,7 +185,7 @@ def test_files_that_vanish_while_they_are_read(
         return real(*args)
 
     monkeypatch.setattr(Episodes, "frames", vanishing)
-    assert typed(monkeypatch, *of(root, tmp_path / "out", "--verify=quick")) == 1
+    assert audit(monkeypatch, *of(root, tmp_path / "out", "--verify=quick")) == 1
     dataset = content(tmp_path / "out")["datasets"][0]
     unreadable = {f["episode"] for f in dataset["findings"] if f["kind"] in ("missing_video", "corrupt_video")}
     assert len(unreadable) == lost and dataset["quarantined"] >= lost

@@ -14,25 +14,15 @@ from mimicvideo.audit.episode import summarise
 from mimicvideo.data.episodes import Camera, Episode, Episodes
 from mimicvideo.data.scan import Verify
 from mimicvideo.data.window import Window
+from tests.short_episodes import ShortEpisodes
 
 
-class Endless(Episodes):
-    """Any number of short episodes, made when they are asked for."""
+class Endless(ShortEpisodes):
+    """Any number of them."""
 
     def __init__(self, root: Path, count: int) -> None:
         (root / "numbers").write_text(str(count))
-        super().__init__(
-            root,
-            [Episode(index, 6, (f"Push block {index}.",), "push") for index in range(count)],
-            {},
-            [Camera("front", "front", 8, 8, {})],
-            robot="test-arm",
-            control_hz=10.0,
-            stride=1,
-            proprio_names=["x", "y"],
-            action_names=["dx", "dy"],
-            ram_cache_gb=0.0,
-        )
+        super().__init__(root, [f"Push block {index}." for index in range(count)])
 
     def proprio(self, episode: Episode) -> np.ndarray:
         return np.random.default_rng(episode.index).normal(size=(6, 2)).cumsum(0).astype(np.float32)
