@@ -20,6 +20,10 @@ row() { # most seconds, folder, row, options
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || exit 1
+mkdir -p "$out"
+nvidia-smi --query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu,clocks_event_reasons.active \
+    --format=csv -lms 500 > "$out/h200_clocks.csv" &
+trap "kill $!" EXIT
 
 row 150 "$out" hidden_states --calls 100 --seconds 20 --reference-calls 10 --profile
 row 150 "$out" chunk --calls 100 --seconds 20 --reference-calls 10 --profile
