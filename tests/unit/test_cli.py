@@ -17,6 +17,7 @@ from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
 from mimicvideo.cli import CheckingCLI, MimicVideoCLI, check_devices
 from mimicvideo.compose import CONF
 from mimicvideo.messages import ConfigError, nearest, nearest_key, shorten
+from tests.typed import typed
 
 TOY: dict[str, Any] = {
     "trainer": {
@@ -391,11 +392,8 @@ def test_an_unknown_verb_needs_none_either() -> None:
 
 
 def program_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["mimicvideo", *argv])
-    with pytest.raises(SystemExit) as caught:
-        program.main()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, capsys.readouterr().err
+    status = typed(monkeypatch, *argv)
+    return status, capsys.readouterr().err
 
 
 def test_what_a_constructor_refuses_is_told_without_a_traceback(
