@@ -47,13 +47,14 @@ def reserved(path: Path, size: int, limit: int, is_spare: Callable[[str], Any]) 
     """
     dataset = next(folder for folder in path.parents if (folder / IN_USE).is_file())
     copies = dataset.parent
-    with contextlib.ExitStack() as lock, contextlib.ExitStack() as partial:  # unlocked when the file has its name
+    with contextlib.ExitStack() as writer, contextlib.ExitStack() as renaming, contextlib.ExitStack() as partial:
         with _locked(copies / TOTAL) as ledger:
             _make_room(ledger, copies, size, limit, is_spare)
             temporary = partial.enter_context(whole_file(path, str(size)))  # from here on it is counted by its name
-            held = lock.enter_context(temporary.open("ab"))
+            held = writer.enter_context(temporary.open("ab"))
             with contextlib.suppress(OSError):  # no locks on this disk
-                fcntl.flock(held, fcntl.LOCK_EX)  # tells others that it has a writer
+                fcntl.flock(held, fcntl.LOCK_EX)  # tells others that it has a writer, until it has its name
+        partial.callback(lambda: renaming.enter_context(_locked(copies / TOTAL)))  # whoever counts would see neither name
         yield temporary
 
 

@@ -1,8 +1,11 @@
 """The cache of remote files never takes more than its limit, whoever fills it, and what is dropped is fetched again."""
 
 import asyncio
+import contextlib
+import fcntl
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,14 @@ def remote_folder(folder: Path, *names: str) -> str:
 
 
 def taken(cache: Path) -> int:
-    """Bytes of all copies; of one that is being fetched, those that are there."""
+    """Bytes of all copies at one moment; of one that is being fetched, those that are there."""
+    with contextlib.ExitStack() as stack:
+        if (cache / bounded.TOTAL).is_file():
+            fcntl.flock(stack.enter_context((cache / bounded.TOTAL).open("rb")), fcntl.LOCK_EX)
+        return counted(cache)
+
+
+def counted(cache: Path) -> int:
     total = 0
     for place, _, names in os.walk(cache):
         for name in names:
@@ -62,6 +72,29 @@ def test_processes_together_stay_within_the_limit(url: str, cache: Path) -> None
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert SIZE < max(seen) <= limit
     assert not list(cache.rglob("*.partial"))
+
+
+def test_a_file_takes_its_name_while_nobody_counts(url: str, cache: Path) -> None:
+    folder = local_folder(url, cache)
+    begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def fetch() -> None:
+        with bounded.reserved(folder / "0.mp4", SIZE, 10 * SIZE, lambda _: True) as temporary:
+            temporary.write_bytes(bytes(SIZE))
+            begun.set()
+            go_on.wait(60)
+        done.set()
+
+    thread = threading.Thread(target=fetch)
+    with (cache / bounded.TOTAL).open("rb") as ledger:
+        thread.start()
+        assert begun.wait(60)
+        fcntl.flock(ledger, fcntl.LOCK_EX)
+        go_on.set()
+        assert not done.wait(0.3)
+        assert len(list(folder.glob(".*.partial"))) == 1 and not (folder / "0.mp4").exists()
+    thread.join(60)
+    assert (folder / "0.mp4").read_bytes() == bytes(SIZE) and not list(folder.glob(".*.partial"))
 
 
 def test_a_killed_download_leaves_nothing_that_is_taken_for_a_file(url: str, cache: Path) -> None:
