@@ -28,6 +28,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "identity": (),
 }
 CLIP_FACTOR = 1.5  # how far beyond p2 and p98, seen from the mean, `variance` clips: official `normalizer.py`
+NO_LIMIT = torch.finfo(torch.float32).max  # where nothing is clipped; infinity in a checkpoint would be taken for a fault
 
 
 class Normalizer(nn.Module):
@@ -70,8 +71,8 @@ class Normalizer(nn.Module):
         rows = steps if per_step else 1
         self.register_buffer("offset", torch.zeros(rows, dims))
         self.register_buffer("scale", torch.ones(rows, dims))
-        self.register_buffer("low", torch.full((rows, dims), -torch.inf))
-        self.register_buffer("high", torch.full((rows, dims), torch.inf))
+        self.register_buffer("low", torch.full((rows, dims), -NO_LIMIT))
+        self.register_buffer("high", torch.full((rows, dims), NO_LIMIT))
         self.register_buffer("fitted", torch.tensor(all(name == "identity" for name in modes)))
         self._was_fitted = False
 
@@ -90,7 +91,7 @@ class Normalizer(nn.Module):
         read = {name: self._read(statistics, name) for name in sorted(wanted)}
         for column, mode in enumerate(self.modes):
             of = {name: read[name][:, column] for name in _NEEDS[mode]}
-            low, high = torch.tensor(-torch.inf), torch.tensor(torch.inf)
+            low, high = torch.tensor(-NO_LIMIT), torch.tensor(NO_LIMIT)
             if mode == "variance":
                 low = of["mean"] + CLIP_FACTOR * (of["p2"] - of["mean"])
                 high = of["mean"] + CLIP_FACTOR * (of["p98"] - of["mean"])

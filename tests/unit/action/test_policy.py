@@ -15,6 +15,8 @@ from mimicvideo.action.decoder import DecoderShape
 from mimicvideo.action.dit import DiTDecoder
 from mimicvideo.action.future import NoiseFuture, OracleFuture
 from mimicvideo.action.policy import ActionPolicy
+from mimicvideo.callbacks.nan_guard import NanGuard
+from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
 from mimicvideo.noise import Fixed, LogNormalSigma, Uniform, gaussian
 from mimicvideo.video.backbone import VideoCondition
 from tests.fake_backbone import FakeBackbone, FakeData, contract, demonstrations
@@ -420,3 +422,17 @@ def test_observations_that_do_not_fit_the_contract_are_refused():
         policy.predict_actions({"proprio": observation["proprio"], "prompt": observation["prompt"]})
     with pytest.raises(RuntimeError, match="no contract yet"):
         make().predict_actions(observation)
+
+
+@pytest.mark.parametrize("mode", ["variance", "min_max", "quantile", "identity", ["identity", "variance"]])
+def test_units_of_every_mode_are_saved(mode: Any, tmp_path: Any) -> None:
+    """What NanGuard lets into a checkpoint has no infinity: dimensions that are not clipped need none."""
+    policy = make(normalization={"actions": mode})
+    fit(policy, FakeData(), 1, tmp_path, enable_checkpointing=True, callbacks=[NanGuard(), SafeCheckpoint(tmp_path, save_last=True)])
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(bool(value.isfinite().all()) for value in saved.values())
+    beyond = torch.full((1, 6, 2), 1e9)
+    assert torch.equal(
+        policy.action_normalizer.normalize(beyond) == beyond,
+        torch.tensor([m == "identity" for m in policy.action_normalizer.modes]).expand(1, 6, 2),
+    )
