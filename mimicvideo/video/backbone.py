@@ -158,7 +158,7 @@ class VideoBackbone(nn.Module, ABC):
             solver: See `flow.integrate`.
             guidance: g of v + g (v - v_negative), the same sum for velocities as NVIDIA's for estimates of x_0. 0, which the paper
                 uses, costs one pass a step, all others two; NVIDIA samples Predict2 with 7.
-            negative_prompt: Embedded prompt of v_negative; zeros, which prompt dropout trains, if it is None.
+            negative_prompt: Embedded prompt of v_negative; `no_prompt`, which prompt dropout trains, if it is None.
 
         Raises:
             ValueError: If the guidance is not finite.
@@ -169,7 +169,7 @@ class VideoBackbone(nn.Module, ABC):
         clean = torch.zeros_like(noise)
         clean[:, :, : condition.observed.shape[2]] = condition.observed.to(noise)
         if negative_prompt is None:
-            negative_prompt = torch.zeros_like(condition.prompt)
+            negative_prompt = self.no_prompt().to(condition.prompt).expand_as(condition.prompt)
         negative = replace(condition, prompt=negative_prompt)
 
         def velocity(x: Tensor, tau: Tensor) -> Tensor:

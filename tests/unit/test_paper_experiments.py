@@ -89,7 +89,7 @@ def test_stage_2(experiment: str) -> None:
     assert (noise.scale, noise.tail_probability, noise.tail_low, noise.tail_high) == (4, 0.05, 200, 1e5)
     assert dict(model.action_noise.init_args) == {"power": 0.0, "low": 0.001}  # uniform on [0.001, 1)
     assert (model.block, model.num_steps, model.draws, model.loss_scale, model.context_control) == (19, 10, 1, 10, "none")
-    assert model.future.class_path.endswith("NoiseFuture") and model.future.init_args.tau == pytest.approx(80 / 81, abs=1e-5)
+    assert model.future.class_path.endswith("NoiseFuture") and model.future.init_args.tau == 80 / 81
     assert (data.horizon, data.action_dim, data.proprio_dim, data.history, data.tail) == (15 if bridge else 60, 10, 10, 1, "repeat")
     rotation_free = ["variance"] * 3 + ["identity"] * 6 + ["variance"]
     assert list(model.normalization.actions) == list(model.normalization.proprio) == rotation_free and model.normalization.per_step

@@ -124,6 +124,21 @@ def test_a_dropped_prompt_is_the_projection_of_zeros(reason_trio: Path) -> None:
     assert trained.no_prompt().shape == (TOKENS, LAYERS * WIDTH) and not trained.no_prompt().any()
 
 
+def test_guidance_leads_away_from_the_dropped_prompt(reason_trio: Path) -> None:
+    """Which training shows, and which is no zeros behind the projection."""
+    backbone = CosmosPredict(str(reason_trio), Frozen(), prompt_tokens=TOKENS)
+    with torch.no_grad():
+        backbone.transformer.crossattn_proj[0].bias += 0.5  # type: ignore[index]
+    prompt = backbone.encode_prompt(PROMPTS[:1])
+    condition = VideoCondition(prompt, torch.zeros(1, 16, 1, 4, 4))
+    noise, taus = torch.randn(1, 16, 3, 4, 4), torch.tensor([0.9, 0.5])
+    sampled = backbone.denoise(noise, taus, condition, guidance=7.0)
+    dropped = torch.nn.functional.gelu(backbone.transformer.crossattn_proj[0].bias).expand_as(prompt)  # type: ignore[index]
+    with torch.no_grad():
+        c, u = (backbone.velocity(noise, taus[:1], VideoCondition(text, condition.observed)) for text in (prompt, dropped))
+    torch.testing.assert_close(sampled[:, :, 1:], (noise - 0.4 * (c + 7 * (c - u)))[:, :, 1:])
+
+
 def test_a_projection_that_trains_is_not_applied_beforehand(reason_trio: Path) -> None:
     backbone = CosmosPredict(str(reason_trio), Full(), prompt_tokens=TOKENS)
     assert backbone.encode_prompt(PROMPTS).shape == (3, TOKENS, LAYERS * WIDTH)
