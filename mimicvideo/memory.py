@@ -263,7 +263,7 @@ def require_memory(expected: Expected, config: Mapping[str, Any], memory_gb: flo
     parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in expected.rows.items() if size >= 2**27)
     raise ConfigError(
         f"this run needs about {(expected.peak + FRAMEWORK) / 2**30:.1f} GiB of each device's memory, "
-        f"{available / 2**30:.1f} GiB are there{f' ({parts})' if parts else ''}. {_advice(config)}"
+        f"{available / 2**30:.1f} GiB are there{f' ({parts})' if parts else ''}. {_advice(config, expected, available)}"
     )
 
 
@@ -274,15 +274,20 @@ def _free(trainer: Mapping[str, Any]) -> float | None:
     return float(torch.cuda.mem_get_info(devices[0] if isinstance(devices, list) and devices else 0)[0])
 
 
-def _advice(config: Mapping[str, Any]) -> str:
+def _advice(config: Mapping[str, Any], expected: Expected, available: float) -> str:
     model, trainer = config["model"]["init_args"], config["trainer"]
     backbone, stage_1 = model["backbone"]["init_args"], "decoder" not in model
     batch = ((config.get("data") or {}).get("init_args") or {}).get("batch_size", 1)
     full = backbone["adaptation"]["class_path"].endswith(".Full")
     accumulate = int(trainer.get("accumulate_grad_batches") or 1)
+    per_sample = expected.rows.get("activations", 0) / batch
+    smaller = batch // 2  # the largest that divides the batch and leaves enough, if activations were all that shrinks; else 1
+    while smaller > 1 and (batch % smaller or expected.peak + FRAMEWORK - (batch - smaller) * per_sample > available):
+        smaller -= 1
+    smaller = max(smaller, 1)
     helps = {
         "--model.backbone.gradient_checkpointing=true": stage_1 and backbone.get("gradient_checkpointing") is not True,
-        f"--data.batch_size={max(batch // 2, 1)} with --trainer.accumulate_grad_batches={2 * accumulate}": batch > 1,
+        f"--data.batch_size={smaller} with --trainer.accumulate_grad_batches={accumulate * batch // smaller}": batch > 1,
         "--model.backbone.dtype=bfloat16": backbone.get("dtype") != "bfloat16" and not full,
         "--trainer.precision=bf16-mixed": _autocast(trainer) is None and backbone.get("dtype") != "bfloat16",
         "--config conf/adaptation/lora_adaln.yaml": stage_1 and full,

@@ -183,7 +183,12 @@ def load_module(cls: type[Module], folder: Path, dtype: torch.dtype) -> Module:
     found = tensor_shapes(files)
     tied = set(getattr(blank, "_tied_weights_keys", None) or {})  # stored once under another name
     expected = {key: shape for key, shape in expected.items() if key not in tied or key in found}
-    check_shapes(found, expected, folder, "Is this the checkpoint of another architecture, or was it saved with an adapter attached?")
+    check_shapes(
+        found,
+        expected,
+        folder,
+        "If it is incomplete copy or download it again. Or is it another architecture, or saved with an adapter attached?",
+    )
     _check_manifest(folder, files)
     return library.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).eval()
 

@@ -146,9 +146,19 @@ def test_a_run_that_cannot_fit_is_refused_with_what_helps() -> None:
         require_memory(expected(*flags), config(*flags), 80.0)
     message = str(caught.value)
     assert "74.5 GiB are there" in message
-    for advice in ("gradient_checkpointing=true", "--data.batch_size=2", "lora_adaln", "fsdp"):
+    for advice in ("gradient_checkpointing=true", "--data.batch_size=1", "lora_adaln", "fsdp"):
         assert advice in message
     require_memory(expected(*VIDEO), config(*VIDEO), 80.0)
+
+
+@pytest.mark.parametrize(("memory_gb", "batch"), [(60.0, 4), (40.0, 2), (24.0, 1)])
+def test_the_advised_batch_fits_and_leaves_the_optimizer_its_samples(memory_gb: float, batch: int) -> None:
+    bridge = [f"--config={CONF}/experiment/bridge_video.yaml"]
+    with pytest.raises(ConfigError) as caught:
+        require_memory(expected(*bridge), config(*bridge), memory_gb)
+    advised = [f"--data.batch_size={batch}", f"--trainer.accumulate_grad_batches={8 // batch}"]
+    assert " with ".join(advised) in str(caught.value)
+    require_memory(expected(*bridge, *advised), config(*bridge, *advised), memory_gb)
 
 
 def test_fit_and_check_refuse_before_anything_is_built(capsys: pytest.CaptureFixture[str]) -> None:

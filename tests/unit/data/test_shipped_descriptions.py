@@ -89,11 +89,11 @@ def test_bridge_of_mimic_video(tmp_path: Path) -> None:
     short = np.hstack([poses[:, :3, 3], poses[:, 0, :3], poses[:, 1, :3]])
     np.testing.assert_allclose(reader.proprio(episode), np.column_stack([short, opening]), atol=1e-6)
     ahead = np.minimum(np.arange(ROWS) + 1, ROWS - 1)
-    np.testing.assert_allclose(reader.actions(episode), np.column_stack([short[ahead], command]), atol=1e-6)
+    np.testing.assert_allclose(reader.actions(episode), np.column_stack([short, command])[ahead], atol=1e-6)
     batch = first_batch(tmp_path / "z", "mimic_zarr_bridge")
     for row, chunk in zip(batch["row"].tolist(), batch["actions"], strict=True):
         relative = np.linalg.inv(poses[row]) @ poses[min(row + 1, ROWS - 1)]
-        np.testing.assert_allclose(chunk[0], [*relative[:3, 3], *relative[:2, :3].reshape(-1), command[row]], atol=1e-5)
+        np.testing.assert_allclose(chunk[0], [*relative[:3, 3], *relative[:2, :3].reshape(-1), command[min(row + 1, ROWS - 1)]], atol=1e-5)
 
 
 def test_libero_of_mimic_video(tmp_path: Path) -> None:
