@@ -20,6 +20,7 @@ VERBS = {
     "check": "checks a configuration of fit and counts its parameters, without a GPU or weights",
     "captions": "a vision-language model writes a long description of every episode of a data set",
     "export": "a policy's checkpoint becomes a folder to give away, with model card and hashes",
+    "fuse": "a video model and its stage-1 adapter become one diffusers folder that backbone.pretrained takes",
     "import": "NVIDIA's native video checkpoints, and mimic-video's, become folders that backbone.pretrained takes",
     "import-decoder": "mimic-video's action decoder and statistics become such a folder",
     "sweep": "runs a verb once for each combination of values, or lets an optimiser choose them",

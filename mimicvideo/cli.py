@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from mimicvideo.callbacks.nan_guard import NanGuard
 from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
 from mimicvideo.compose import compose_argv
-from mimicvideo.memory import BACKBONE, expected_memory, require_memory
+from mimicvideo.memory import BACKBONE, expected_memory, require_memory, takes_all
 from mimicvideo.messages import ConfigError, ShortErrors, nearest
 from mimicvideo.parts import check_parts
 from mimicvideo.provenance import command_line
@@ -153,6 +153,9 @@ class CheckingCLI(MimicVideoCLI):
 
 def report_memory(config: Namespace) -> None:
     """Prints what the run will need of each device's memory; raises ConfigError if that is not there."""
+    config = config.clone()
+    if takes_all(config.trainer) and config.trainer.accelerator != "cpu":
+        config.trainer.devices = max(torch.cuda.device_count(), 1)
     try:
         expected = expected_memory(config.as_dict())
     except ConfigError:

@@ -15,6 +15,7 @@ FUNCTIONS = {
     "report": "mimicvideo.report.report",
     "captions": "mimicvideo.caption_tool.captions",
     "export": "mimicvideo.action.load.export_policy",
+    "fuse": "mimicvideo.video.fused.fuse_adapter",
     "import-decoder": "mimicvideo.action.native.import_decoder",
     "import": "mimicvideo.video.native.import_native",
 }

@@ -25,18 +25,23 @@ class Expected:
         peak: Most at one time: not all of the rows are full at once.
         open: What could not be counted, and why; empty if everything was.
         faster: Whether the run computes in another way than was counted.
+        alone: Whether the weights are divided among all GPUs of a machine and were counted for one, since nobody asked how many it has.
     """
 
     rows: dict[str, int]
     peak: int
     open: str = ""
     faster: bool = False
+    alone: bool = False
 
     def table(self) -> list[str]:
         """Lines to print, in GiB."""
         lines = [f"{name:12} {size / 2**30:>10.2f} GiB" for name, size in self.rows.items() if size]
         lines.append(f"{'peak':12} {self.peak / 2**30:>10.2f} GiB" + (f" without {self.open}" if self.open else ""))
-        return lines + ["counted without backbone.execution, with which the run may need less"] * self.faster
+        lines += ["counted without backbone.execution, with which the run may need less"] * self.faster
+        return (
+            lines + ["counted for one GPU, which holds all weights: --trainer.devices=N says among how many they are divided"] * self.alone
+        )
 
 
 def expected_memory(config: Mapping[str, Any]) -> Expected | None:
@@ -63,7 +68,8 @@ def expected_memory(config: Mapping[str, Any]) -> Expected | None:
     stage = _stage_2 if "decoder" in model else _stage_1
     video = backbone["init_args"]
     counted = stage(model, video, (config.get("data") or {}).get("init_args") or {}, config["trainer"])
-    return replace(counted, faster=video.get("execution") is not None)
+    alone = _sharing(config["trainer"])[1] and takes_all(config["trainer"])
+    return replace(counted, faster=video.get("execution") is not None, alone=alone)
 
 
 def _stage_1(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Expected:
@@ -177,6 +183,11 @@ def _is_ddp(trainer: Mapping[str, Any]) -> bool:
     return _strategy(trainer).startswith("ddp") or (_strategy(trainer) == "auto" and _sharing(trainer)[0] > 1)
 
 
+def takes_all(trainer: Mapping[str, Any]) -> bool:
+    """Whether all devices that a machine has train, whose number the configuration does not say."""
+    return str(trainer.get("devices", 1)) in ("-1", "auto")
+
+
 def _sharing(trainer: Mapping[str, Any]) -> tuple[int, bool]:
     """How many devices train, and whether they divide the weights among themselves."""
     devices = trainer.get("devices", 1)
@@ -186,7 +197,7 @@ def _sharing(trainer: Mapping[str, Any]) -> tuple[int, bool]:
         count = int(devices)
     elif "," in str(devices):
         count = len([one for one in str(devices).split(",") if one])
-    else:  # all that this machine has, which `check` does not ask for
+    else:  # see `takes_all`
         count = 1
     return max(count, 1) * (trainer.get("num_nodes") or 1), _strategy(trainer) == "fullysharded"
 

@@ -99,6 +99,15 @@ def test_fsdp_divides_what_ddp_repeats() -> None:
     assert shared["DDP buckets"] == 0 < shared["unsharded"] < whole["weights"] / 8
 
 
+def test_fit_counts_the_gpus_among_which_weights_are_divided(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*VIDEO, f"--config={CONF}/trainer/fsdp.yaml", "--trainer.devices=-1"]
+    alone = expected(*flags)
+    assert "--trainer.devices=N" in alone.table()[-1] and not expected(*flags, "--trainer.devices=8").alone
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    report_memory(CheckingCLI(args=["fit", *flags]).config["fit"])
+    assert capsys.readouterr().out.splitlines()[1:] == expected(*flags, "--trainer.devices=8").table()
+
+
 def test_stage_2_counts_the_frozen_backbone_and_the_decoder() -> None:
     flags = [f"--config={CONF}/experiment/libero_goal_action.yaml", "--data.batch_size=1"]
     rows = expected(*flags).rows

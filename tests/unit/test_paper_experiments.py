@@ -11,6 +11,7 @@ from mimicvideo import __main__ as program
 from mimicvideo.check import experiment_sizes, print_sizes
 from mimicvideo.cli import CheckingCLI
 from mimicvideo.compose import CONF
+from mimicvideo.data.captions import CaptionPolicy, parse_captions
 from mimicvideo.messages import ConfigError
 
 SUITES = ["spatial", "object", "goal", "10", "90"]
@@ -96,6 +97,14 @@ def test_stage_2(experiment: str) -> None:
     suite = experiment.removesuffix("_action")
     root = "datasets/bridge.zarr" if bridge else f"datasets/{suite}"
     assert (data.root, model.backbone.init_args.adapter) == (root, f"runs/{suite}/video/adapter")
+
+
+@pytest.mark.parametrize("experiment", VIDEO + ACTION)
+def test_captions_are_those_of_the_official_code_and_of_the_evaluation(experiment: str) -> None:
+    captions = parse_captions(complete(experiment).data.init_args.captions) or CaptionPolicy()
+    if experiment.startswith("libero"):  # zarr's instructions end in a period, the simulator's do not
+        assert captions.clean("put the black bowl on the stove.") == "put the bowl on the stove"
+    assert (captions.long_probability, captions.choose, captions.empty) == (0, "first", "keep")
 
 
 def test_action_noise_of_the_papers_text_is_one_flag_away() -> None:

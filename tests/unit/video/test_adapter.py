@@ -9,6 +9,7 @@ from diffusers import CosmosTransformer3DModel
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from mimicvideo.functions import run_function
 from mimicvideo.video.adaptation import Frozen, Full, Lora
 from mimicvideo.video.adapter import read_adapter, write_adapter
 
@@ -139,6 +140,27 @@ def test_stock_diffusers_computes_the_same_from_the_fused_folder(build, inputs, 
     state = fused.transformer.state_dict()
     assert stock.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in stock.state_dict().items())
+
+
+def test_the_verb_writes_the_fused_folder(build, inputs, lora, folder: Path, trio: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "fused"
+    flags = [f"--adapter={folder}", f"--pretrained={trio}", f"--out={out}"]
+    run_function(["fuse", *flags, "--dtype=float32"])
+    assert f"pretrained={out}" in capsys.readouterr().out
+    whole = build(Frozen(), pretrained=str(out))
+    assert torch.equal(velocity(whole, inputs), velocity(build(Frozen(), adapter=str(folder)), inputs))
+    with pytest.raises(FileExistsError, match="not empty"):
+        run_function(["fuse", *flags])
+    with pytest.raises(FileNotFoundError, match=r"adapter='\S*absent'.*<run_dir>/adapter"):
+        run_function(["fuse", f"--adapter={tmp_path / 'absent'}", *flags[1:2], f"--out={tmp_path / 'other'}"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_verb_keeps_bf16_as_stage_2_fuses_it(build, folder: Path, trio: Path, tmp_path: Path) -> None:
+    run_function(["fuse", f"--adapter={folder}", f"--pretrained={trio}", f"--out={tmp_path / 'fused'}"])
+    ours = build(Frozen(), adapter=str(folder), dtype="bfloat16").transformer.state_dict()
+    saved = load_file(tmp_path / "fused" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert saved.keys() == ours.keys() and all(torch.equal(value, ours[name]) for name, value in saved.items())
 
 
 @pytest.mark.parametrize("adaptation", [Lora(rank=4, alpha=8), Frozen()])
