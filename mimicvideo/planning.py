@@ -68,8 +68,9 @@ def make_planner(
     device: str,
     acting: Acting | None = None,
     execution: Execution | None = None,
+    pretrained: str | None = None,
 ) -> Planner:
-    """The planner of a rollout, built from the checkpoint alone; `acting` and `execution` replace what it says, if given.
+    """The planner of a rollout, built from the checkpoint; `acting`, `execution` and `pretrained` replace what it says, if given.
 
     Raises:
         ValueError: If the control cannot be applied to these tasks or this future, or the video model has no such execution.
@@ -85,7 +86,7 @@ def make_planner(
             raise ValueError(f"control=oracle_future needs a future that uses the video, got {type(future).__name__}: leave future out")
     elif future is not None and future.needs_video:
         raise ValueError(f"{type(future).__name__} needs the expert's future: set control=oracle_future")
-    policy: Any = load_policy(checkpoint, device)
+    policy: Any = load_policy(checkpoint, device, pretrained)
     if future is not None:
         policy.future = future
     elif policy.future.needs_video:

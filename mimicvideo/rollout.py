@@ -40,6 +40,7 @@ def rollout(
     future: Future | None = None,
     acting: Acting | None = None,
     execution: Execution | None = None,
+    pretrained: str | None = None,
     max_steps: int | None = None,
     num_workers: int | None = None,
     envs_per_worker: int = 2,
@@ -69,6 +70,7 @@ def rollout(
         future: What the backbone sees of the future, in place of what the checkpoint says.
         acting: How the decoder runs and how much of the future the video model is shown, in place of what the checkpoint says.
         execution: How the video model runs, likewise: `--execution='{}'` is the fast way.
+        pretrained: Where the base weights lie, a folder or a hub id, if not where they lay in training.
         max_steps: Control steps after which an episode has failed; the benchmark's own limit by default.
         num_workers: Simulator processes; one for each core by default.
         envs_per_worker: Environments in each. With two or more and a GPU, half of them step while it plans for the other half; on
@@ -104,7 +106,7 @@ def rollout(
     started = time.perf_counter()
     device = choose_device(device)
     checkpoint_sha256 = verify_policy(policy)
-    planner = make_planner(policy, control, future, tasks, seed, device, acting, execution)
+    planner = make_planner(policy, control, future, tasks, seed, device, acting, execution, pretrained)
     contract = planner.contract
     benchmark.check_contract(contract)
     check_range("execute", execute, contract["horizon"])

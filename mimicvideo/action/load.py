@@ -16,16 +16,16 @@ from mimicvideo.folders import check_free
 TRUSTED = ("mimicvideo.",)  # a checkpoint may name classes of these packages and no other
 
 
-def load_policy(path: str | Path, device: str | torch.device = "cpu") -> ActionPolicy:
+def load_policy(path: str | Path, device: str | torch.device = "cpu", pretrained: str | None = None) -> ActionPolicy:
     """Builds the policy that a checkpoint describes, with its averaged weights if it has them, ready to act.
 
-    Base weights are read from where the checkpoint's `pretrained` points and must have the SHA-256 recorded in it; everything
-    that was trained, in either stage, comes from the checkpoint. No code of the file is run: it is read without pickle's
-    classes, and names only classes of this package.
+    Base weights must have the SHA-256 recorded in the checkpoint; everything that was trained, in either stage, comes from it.
+    No code of the file is run: it is read without pickle's classes, and names only classes of this package.
 
     Args:
         path: A checkpoint that `mimicvideo fit` wrote in stage 2, or a folder that `mimicvideo export` wrote.
         device: Where the policy is to act, say `cuda`.
+        pretrained: Where the base weights lie, a folder or a hub id, if not where they lay in training.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -41,7 +41,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> ActionP
     hyper_parameters = checkpoint.get("hyper_parameters")
     if not hyper_parameters:
         raise IncompatibleCheckpointError(f"{path} has no hyper-parameters: it was not written by `mimicvideo fit`")
-    policy = build(hyper_parameters)
+    policy = build(hyper_parameters if pretrained is None else moved(hyper_parameters, pretrained))
     policy.on_load_checkpoint(checkpoint)
     nn.Module.load_state_dict(policy, checkpoint["state_dict"], strict=False)  # on_load_checkpoint has compared the names
     if policy.average is not None:
@@ -50,12 +50,13 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> ActionP
     return policy.eval().to(device)
 
 
-def export_policy(policy: str, out: str) -> Path:
+def export_policy(policy: str, out: str, pretrained: str | None = None) -> Path:
     """Writes a policy as a folder to give away, which is taken wherever its checkpoint is; see `action/folder.py` for its files.
 
     Args:
         policy: A stage-2 checkpoint, or such a folder. Its averaged weights, if it has them, become the weights.
         out: The folder to create.
+        pretrained: Where the base weights lie, and those who use the folder will find them; where they lay in training by default.
 
     Returns:
         The folder.
@@ -66,9 +67,20 @@ def export_policy(policy: str, out: str) -> Path:
     """
     folder = Path(out).expanduser()
     check_free(folder)
-    write_policy_folder(load_policy(policy), folder)
+    write_policy_folder(load_policy(policy, pretrained=pretrained), folder)
     print(f"{folder}: use it with --policy={folder}")
     return folder
+
+
+def moved(hyper_parameters: Mapping[str, Any], pretrained: str) -> dict[str, Any]:
+    """The same with base weights that lie elsewhere. Raises IncompatibleCheckpointError if the video model took none."""
+    backbone = hyper_parameters.get("backbone")
+    init_args = dict(backbone.get("init_args") or {}) if isinstance(backbone, Mapping) else {}
+    if not isinstance(backbone, Mapping) or "pretrained" not in init_args:
+        raise IncompatibleCheckpointError(f"pretrained={pretrained!r}: this policy's video model has no base weights; leave pretrained out")
+    init_args = {**init_args, "pretrained": pretrained}
+    init_args.pop("revision", None)  # of the hub that they came from
+    return {**hyper_parameters, "backbone": {**backbone, "init_args": init_args}}
 
 
 def build(hyper_parameters: Mapping[str, Any]) -> ActionPolicy:

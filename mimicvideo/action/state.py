@@ -43,8 +43,8 @@ def unpack(policy: "ActionPolicy", checkpoint: Mapping[str, Any]) -> None:
     if saved["base_sha256"] != backbone_sha:
         raise IncompatibleCheckpointError(
             f"the checkpoint was trained on base weights with SHA-256 {saved['base_sha256'][:16]}…, those at hand "
-            f"({getattr(policy.backbone, 'folder', type(policy.backbone).__name__)}) have {backbone_sha[:16]}…: put the ones it was "
-            "trained on there, or, to train on, set backbone.init_args.pretrained (and revision) to them"
+            f"({getattr(policy.backbone, 'folder', type(policy.backbone).__name__)}) have {backbone_sha[:16]}…: say with "
+            "pretrained=... where the ones it was trained on lie, or, to train on, with backbone.init_args.pretrained (and revision)"
         )
     policy.backbone.load_adapter_state(saved["adapter"])  # refuses one that differs from what is fused already
     policy.fuse_adapter()

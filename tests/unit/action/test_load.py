@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 
 from mimicvideo.action import load
-from mimicvideo.action.load import load_policy
+from mimicvideo.action.load import export_policy, load_policy
 from mimicvideo.action.policy import ActionPolicy
 from mimicvideo.action.state import IncompatibleCheckpointError
 from mimicvideo.checkpoint import DamagedCheckpointError, save_checkpoint, sidecar
 from tests.fake_backbone import FakeBackbone, FakeData, demonstrations
+from tests.tiny_trio import tiny_trio
 
 CONFIG: dict[str, Any] = {
     "class_path": "mimicvideo.action.policy.ActionPolicy",
@@ -99,6 +101,31 @@ def test_a_loaded_policy_acts_exactly_as_the_saved_one(saved):
     assert not any(module.training for module in loaded.modules())
     assert loaded.future.tau == 0.9
     assert loaded.num_steps == 4
+
+
+def test_base_weights_may_lie_elsewhere(tmp_path: Path) -> None:
+    shutil.copytree(tiny_trio(), tmp_path / "base")
+    init_args = {
+        "pretrained": str(tmp_path / "base"),
+        "revision": "main",
+        "adaptation": {"class_path": "mimicvideo.video.adaptation.Frozen"},
+        "prompt_tokens": 8,
+    }
+    path = tmp_path / "policy.ckpt"
+    policy = train_and_save(path, backbone={"class_path": "mimicvideo.video.cosmos_predict.CosmosPredict", "init_args": init_args})
+    wanted = act(policy)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="base"):
+        load_policy(path)
+    moved = load_policy(path, pretrained=str(tmp_path / "moved"))
+    assert torch.equal(act(moved), wanted)
+    folder = export_policy(str(path), str(tmp_path / "folder"), str(tmp_path / "moved"))
+    assert torch.equal(act(load_policy(folder)), wanted), "the folder names the new place"
+
+
+def test_a_policy_without_base_weights_refuses_a_place_for_them(saved) -> None:
+    with pytest.raises(IncompatibleCheckpointError, match="pretrained='there'.*no base weights"):
+        load_policy(saved[0], pretrained="there")
 
 
 def test_averaged_weights_are_the_ones_that_act(tmp_path):
