@@ -22,6 +22,7 @@ from tests.synthetic_episodes import ACTION_NAMES, DATA_FILE, STATE_NAMES, VIEW,
 
 LENGTHS, TASKS = (12, 9, 20, 6, 15, 11), ["a", "a", "a", "b", "b", "b"]
 STRIDE, HORIZON = 2, 5
+HZ = 80.0  # control steps per second
 GEOMETRY: dict[str, Any] = {"observed": 5, "future": 4, "frame_interval": 2}
 
 
@@ -50,7 +51,11 @@ def shown(video: Tensor) -> list[tuple[int, int]]:
 def test_clips_show_what_they_say(made: Made) -> None:
     window = Window(**GEOMETRY)
     for batch in batches(clips(made), 4):
-        assert set(batch) == {"video", "prompt", "episode", "row", "position"}
+        assert set(batch) == {"video", "prompt", "frame_mask", "frame_hz", "dataset", "episode", "row", "position"}
+        assert batch["dataset"] == ["data"] * 8 and batch["frame_hz"].tolist() == [HZ / STRIDE / GEOMETRY["frame_interval"]] * 8
+        for mask, episode, row in zip(batch["frame_mask"].tolist(), batch["episode"].tolist(), batch["row"].tolist(), strict=True):
+            wanted = row + GEOMETRY["frame_interval"] * np.arange(-4, 5)
+            assert mask == [0 <= place < LENGTHS[episode] for place in wanted]
         assert batch["video"].dtype == torch.uint8 and batch["video"].shape == (8, 9, 16, 16, 3)
         for video, prompt, episode, row in zip(
             batch["video"], batch["prompt"], batch["episode"].tolist(), batch["row"].tolist(), strict=True
@@ -67,7 +72,9 @@ def test_demonstrations_show_what_they_say(made: Made, workers: int) -> None:
     assert [position for batch in seen for position in batch["position"].tolist()] == list(range(48))
     padded = 0
     for batch in seen:
-        assert set(batch) == {"observation", "future", "actions", "episode", "row", "position"}
+        masks, rates = {"frame_mask", "action_mask", "proprio_mask"}, {"frame_hz", "control_hz"}
+        assert set(batch) == {"observation", "future", "actions", "dataset", "episode", "row", "position"} | masks | rates
+        assert batch["control_hz"].tolist() == [HZ] * 8 and batch["dataset"] == ["data"] * 8
         observation = batch["observation"]
         assert observation["video"].shape == (8, 5, 16, 16, 3) and batch["future"].shape == (8, 4, 16, 16, 3)
         assert batch["actions"].dtype == observation["proprio"].dtype == torch.float32
@@ -80,6 +87,8 @@ def test_demonstrations_show_what_they_say(made: Made, workers: int) -> None:
             np.testing.assert_array_equal(observation["proprio"][k], made.states[episode][[max(row - 1, 0), row]])
             chunk = made.actions[episode][row * STRIDE :][:HORIZON]
             np.testing.assert_array_equal(batch["actions"][k][: len(chunk)], chunk)
+            assert batch["action_mask"][k].tolist() == [True] * len(chunk) + [False] * (HORIZON - len(chunk))
+            assert batch["proprio_mask"][k].tolist() == [row > 0, True]
             for beyond in batch["actions"][k][len(chunk) :]:
                 assert beyond.tolist() == [0, 0, chunk[-1][2]]
                 padded += 1
