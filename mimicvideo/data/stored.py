@@ -20,6 +20,7 @@ from mimicvideo.data.scan import Opening
 from mimicvideo.data.spec import DatasetSpec
 from mimicvideo.data.standards import Columns, find, needed
 from mimicvideo.data.store import Entry, Store
+from mimicvideo.messages import similar
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +78,16 @@ class StoredEpisodes(Episodes):
         self._standard = find(spec.standardise) if spec.standardise else None
         self._keys = {name: self._chosen(name) for name in ("proprio", "actions", "instruction")}
         self._steady = set(self._keys["proprio"] if spec.interpolate is None else spec.interpolate)
+        for key in spec.interpolate or ():
+            if key not in store.keys:
+                raise self._lacks("interpolate", key, store.keys)
+        if spec.task is not None and spec.task not in store.text_keys:
+            raise self._lacks("task", spec.task, store.text_keys)
         self._turns = self._described_turns()
         chosen = choose_cameras(store.root, self._named_cameras(), cameras)
         self._turned = self._turned_cameras()
         self._sized = kwargs.get("size") is not None
-        hz = spec.hz or self._measured_hz(chosen[0]) or store.hz
-        if hz is None:
-            raise DatasetError(f"{store.root} does not say how many rows a second has: give hz in its description")
+        hz = self._checked_hz(self._measured_hz(chosen[0]) or store.hz)
         self._steps = store.stride if store.stride > 1 else self._measured_steps(chosen[0])
         listed, problems, left_out = [], {}, 0
         with ThreadPoolExecutor(4) as pool:
@@ -160,8 +164,24 @@ class StoredEpisodes(Episodes):
         there = self.store.text_keys if name == "instruction" else self.store.keys
         for key in keys:
             if key not in there:
-                raise DatasetError(f"{self.store.root} has no {name} key {key!r}; it has {', '.join(sorted(there)) or 'none'}")
+                raise self._lacks(name, key, there)
         return keys
+
+    def _lacks(self, name: str, key: str, there: Iterable[str]) -> DatasetError:
+        return DatasetError(
+            f"{self.store.root} has no {name} key {key!r}{similar(key, there)}; it has {', '.join(sorted(there)) or 'none'}"
+        )
+
+    def _checked_hz(self, own: float | None) -> float:
+        """The described rate, or the dataset's own one; the latter is measured where real times have jitter, so that it may be off."""
+        described = self.spec.hz
+        if described is None and own is None:
+            raise DatasetError(f"{self.store.root} does not say how many rows a second has: give hz in its description")
+        if described is not None and own is not None and abs(described - own) > own / 10:
+            raise DatasetError(
+                f"hz of the description is {described:g}, but {self.store.root} has {own:g} rows a second: remove hz, or correct it"
+            )
+        return described or own or 0.0
 
     def _described_turns(self) -> dict[str, list[Turn]]:
         """The rotations within each key's rows, by the description's `representation`; none where a function makes the vectors."""
