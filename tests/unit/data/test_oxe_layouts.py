@@ -159,7 +159,7 @@ def write(root: Path, name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         features["episode_metadata"], episode["episode_metadata"] = {"file_path": tfds.features.Text()}, {"file_path": "/a/success/b"}
     described = tfds.features.FeaturesDict(features)
     root.mkdir()
-    described.save_config(root)
+    described.save_config(str(root))
     write_tfrecord(root / f"{name}-train.tfrecord-00000-of-00001", [described.serialize_example(episode)])
     template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     split = {"name": "train", "filepathTemplate": template, "shardLengths": ["1"], "numBytes": "1"}
