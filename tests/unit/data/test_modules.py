@@ -216,6 +216,16 @@ def test_full_windows_can_be_required(made: Made) -> None:
     assert {index for batch in batches(data, 3) for index in batch["episode"].tolist()} == {2}
 
 
+def test_full_windows_are_counted_at_the_rate_of_the_windows(made: Made) -> None:
+    """Of 40 rows a second every fourth: 20 rows are 5."""
+    geometry: dict[str, Any] = {"frame_hz": 10, "observed": 1, "future": 4, "frame_interval": 1, "validation_fraction": 0.0}
+    with pytest.raises(DatasetError, match="5 of 6 episodes .*\n  episode 0: it has 3 rows, fewer than 5"):
+        clips(made, require_full_windows=True, **geometry).setup()
+    data = clips(made, require_full_windows=True, max_bad_fraction=0.9, **geometry)
+    assert {index for batch in batches(data, 3) for index in batch["episode"].tolist()} == {2}
+    assert data.skipped["data/0"] == "require_full_windows: it has 3 rows, fewer than 5"
+
+
 def test_a_dataset_smaller_than_a_batch(tmp_path: Path) -> None:
     made = by_writer(tmp_path / "d", lengths=(2,))
     data = demonstrations(made, batch_size=7, validation_fraction=0.0)
