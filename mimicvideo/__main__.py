@@ -110,16 +110,19 @@ def run(verb: str, argv: list[str]) -> None:
 def _raised_by_us(error: BaseException | None) -> BaseException | None:
     """The innermost error that a line of this package raised, whose message is written for the user; None if there is none.
 
-    jsonargparse wraps what constructors raise, so that the chain of causes is searched. Other kinds are defects: no message of
-    ours explains them.
+    jsonargparse wraps what constructors raise, so that the chain of causes is searched. What the interpreter raised in such a line, as in
+    `open(path)`, counts only if no `raise` of ours says it better. Other kinds are defects: no message of ours explains them.
     """
-    package, found = Path(__file__).resolve().parent, None
+    package, stated, other = Path(__file__).resolve().parent, None, None
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
         if isinstance(error, EXPECTED) and frames and package in Path(frames[-1].filename).resolve().parents:
-            found = error
+            if (frames[-1].line or "").startswith("raise "):
+                stated = error
+            else:
+                other = error
         error = error.__cause__ or error.__context__
-    return found
+    return stated or other
 
 
 def _fail(verb: str, error: BaseException, status: int, hint: str = "") -> int:

@@ -19,7 +19,7 @@ Noise levels are tau in [0, 1] everywhere: 0 is clean, 1 is noise, for video and
 from typing import Any, NotRequired, Protocol, TypedDict
 
 import torch
-from jaxtyping import BFloat16, Float, Int, UInt8
+from jaxtyping import BFloat16, Bool, Float, Int, UInt8
 from torch import Tensor
 
 
@@ -29,6 +29,9 @@ class Clip(TypedDict):
     video: NotRequired[UInt8[Tensor, "batch frames height width 3"]]
     latents: NotRequired[Float[Tensor, "batch z_channels z_frames z_height z_width"] | BFloat16[Tensor, "..."]]
     prompt: list[str]
+    frame_mask: NotRequired[Bool[Tensor, "batch frames"]]  # whether a frame lies in the episode; others repeat its first or last
+    frame_hz: NotRequired[Float[Tensor, " batch"]]  # frames per second of the clip
+    dataset: NotRequired[list[str]]  # the name of the source that a sample came from
     episode: Int[Tensor, " batch"]  # which episode and row a sample came from: named in error messages
     row: Int[Tensor, " batch"]
     position: NotRequired[Int[Tensor, " batch"]]  # number of the sample in the whole training (in the list, for validation)
@@ -49,6 +52,12 @@ class Demonstration(TypedDict):
     future: NotRequired[UInt8[Tensor, "batch future height width 3"]]
     latents: NotRequired[Float[Tensor, "batch z_channels z_frames z_height z_width"] | BFloat16[Tensor, "..."]]
     actions: Float[Tensor, "batch horizon action_dim"]  # dataset units
+    frame_mask: NotRequired[Bool[Tensor, "batch frames"]]  # see Clip
+    proprio_mask: NotRequired[Bool[Tensor, "batch history"]]  # whether a state lies in the episode; others repeat its first
+    action_mask: NotRequired[Bool[Tensor, "batch horizon"]]  # whether an action lies in the episode; others are what `tail` makes them
+    frame_hz: NotRequired[Float[Tensor, " batch"]]
+    control_hz: NotRequired[Float[Tensor, " batch"]]  # control steps per second
+    dataset: NotRequired[list[str]]
     episode: Int[Tensor, " batch"]
     row: Int[Tensor, " batch"]
     position: NotRequired[Int[Tensor, " batch"]]  # number of the sample in the whole training (in the list, for validation)

@@ -65,6 +65,7 @@ class ClipBatches(Dataset[Any]):
         self._finish(members, [fields for _, fields in shown])
         batch: dict[str, Any] = {
             "prompt": [self._caption(member, item.position) for member, (item, _) in zip(members, shown, strict=True)],
+            "dataset": [member.dataset for member in members],
             "episode": torch.tensor([member.number for member in members]),
             "row": torch.tensor([item.row for item, _ in shown]),
             "position": torch.tensor([item.position for item, _ in shown]),
@@ -98,10 +99,15 @@ class ClipBatches(Dataset[Any]):
 
     def _fields(self, member: Member, row: int) -> dict[str, Any]:
         """What a batch has of one window beside its names. Raises DatasetError if it cannot be read."""
+        reader, length = member.source, member.episode.length
+        about: dict[str, Any] = {
+            "frame_mask": self.window.frames_within(row, length),
+            "frame_hz": np.float32(reader.control_hz / reader.stride / self.window.frame_interval),
+        }
         if self._latents is not None:
-            cache = next(cache for reader, cache in self._latents if reader is member.source)
-            return {"latents": cache.read(member.episode, row)}
-        return {"video": member.source.frames(member.episode, self.window.frame_rows(row, member.episode.length))}
+            cache = next(cache for own, cache in self._latents if own is reader)
+            return {"latents": cache.read(member.episode, row), **about}
+        return {"video": reader.frames(member.episode, self.window.frame_rows(row, length)), **about}
 
 
 class DemonstrationBatches(ClipBatches):
@@ -146,7 +152,13 @@ class DemonstrationBatches(ClipBatches):
     def _fields(self, member: Member, row: int) -> dict[str, Any]:
         steps, beyond = self.window.action_steps(row, member.episode.length)
         actions, states = member.source.actions(member.episode), member.source.proprio(member.episode)
-        numbers = {"actions": actions[steps], "beyond": beyond, "proprio": states[proprio_rows(row, self._history)]}
+        numbers = {
+            "actions": actions[steps],
+            "action_mask": ~beyond,
+            "proprio": states[proprio_rows(row, self._history)],
+            "proprio_mask": np.arange(self._history - 1, -1, -1) <= row,
+            "control_hz": np.float32(member.source.control_hz),
+        }
         return {**numbers, **super()._fields(member, row)}
 
     def _finish(self, members: Sequence[Member], samples: Sequence[dict[str, Any]]) -> None:
@@ -156,14 +168,14 @@ class DemonstrationBatches(ClipBatches):
             by_source[id(member.source)].append(place)
         for places in by_source.values():
             own = [samples[place] for place in places]
-            actions, beyond = (np.stack([sample[name] for sample in own]) for name in ("actions", "beyond"))
+            actions, within = (np.stack([sample[name] for sample in own]) for name in ("actions", "action_mask"))
+            beyond = ~within
             if (representation := members[places[0]].source.representation) is None:
                 chunks = fill_tail(actions, beyond, self._tail, self._hold_dims)
             else:
                 newest = np.stack([sample["proprio"][-1] for sample in own])
                 chunks = representation.windows(actions, beyond, newest, self._tail).astype(np.float32)
             for sample, chunk in zip(own, chunks, strict=True):
-                del sample["beyond"]
                 sample["actions"] = chunk
 
 

@@ -250,7 +250,7 @@ def episode_content(instructions: Sequence[str], length: int, *arrays: Shaped[np
         instructions: As the dataset has them.
         length: Its frames.
         arrays: Its numbers, such as actions and states, as float32.
-        extra: More that tells it from others, such as the SHA-256 of its video file where there are no numbers.
+        extra: More that tells it from others: what is stored of its pictures where there are no numbers.
     """
     digest = hashlib.sha256(json.dumps([list(instructions), length, extra]).encode())
     for array in arrays:
@@ -259,17 +259,22 @@ def episode_content(instructions: Sequence[str], length: int, *arrays: Shaped[np
     return digest.hexdigest()
 
 
-class _Numbers(Protocol):
-    """A dataset that knows its episodes' numbers."""
+class _Reader(Protocol):
+    """A dataset that knows its episodes' numbers and pictures."""
 
     def actions(self, episode: Any) -> np.ndarray: ...
 
     def proprio(self, episode: Any) -> np.ndarray: ...
 
+    def stored_pictures(self, episode: Any) -> list[Any]: ...
 
-def content_of(episodes: _Numbers, episode: Any) -> str:
+
+def content_of(episodes: _Reader, episode: Any) -> str:
     """`episode_content` of an episode of a reader: the one that writes captions and those that look for them agree."""
-    return episode_content([episode.instruction], episode.length, episodes.actions(episode), episodes.proprio(episode))
+    numbers = episodes.actions(episode), episodes.proprio(episode)
+    alike = not any(values.size for values in numbers)  # videos often have one length, and no caption or all the same
+    extra = json.dumps(episodes.stored_pictures(episode)) if alike else ""
+    return episode_content([episode.instruction], episode.length, *numbers, extra=extra)
 
 
 def read_long_captions(path: Path) -> list[LongCaption]:

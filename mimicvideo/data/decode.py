@@ -13,11 +13,13 @@ import torch
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from jaxtyping import Int, UInt8
+from jaxtyping import Float64, Int, UInt8
 
 from mimicvideo.data.codec import torchcodec_frames
 from mimicvideo.data.errors import VideoError
 from mimicvideo.data.remote import fetched, opened
+
+Clock = float | np.ndarray  # frames per second from time zero on, or the ascending seconds at which each frame is shown
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class VideoFacts:
     height: int
     width: int
     fps: float
+    even: bool  # whether frames are certainly shown at `fps` from time zero on
 
 
 _intervals: dict[Path, int] = {}  # frames between keyframes by file: long files have long indices
@@ -52,13 +55,29 @@ def inspect(path: Path) -> VideoFacts:
         if not frames:  # a container without an index: count its packets
             container.seek(0, stream=stream)
             frames = sum(packet.size > 0 for packet in container.demux(stream))
-        return VideoFacts(frames, first.height, first.width, float(stream.average_rate or stream.guessed_rate or 0))
+        intervals = np.diff([entry.timestamp for entry in entries])
+        even = bool(entries) and stream.start_time == 0 and (not len(intervals) or np.ptp(intervals) <= max(2, 0.02 * intervals.mean()))
+        return VideoFacts(frames, first.height, first.width, float(stream.average_rate or stream.guessed_rate or 0), bool(even))
+
+
+def frame_times(path: Path) -> Float64[np.ndarray, " frames"]:
+    """The seconds at which each frame is shown, ascending. The whole file is read, but not decoded.
+
+    Raises:
+        VideoError: If it cannot be read, or a frame has no time.
+    """
+    times = []
+    with open_video(path) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                times.append(_seconds(packet.pts, stream))
+    return np.unique(np.array(times, np.float64))
 
 
 def decode_frames(
     path: Path,
     indices: Sequence[int] | Int[np.ndarray, " frames"],
-    fps: float,
+    clock: Clock,
     size: tuple[int, int] | None = None,
     strict: bool = False,
 ) -> UInt8[np.ndarray, "frames height width 3"]:
@@ -69,8 +88,8 @@ def decode_frames(
 
     Args:
         path: The file.
-        indices: Which frames, in ascending order, counted from time zero at `fps`.
-        fps: Frames per second of the recording.
+        indices: Which frames, in ascending order, counted by the clock.
+        clock: Frames per second of the recording, counted from time zero; or when each frame is shown, see `frame_times`.
         size: Height and width to resize to, bilinear with antialiasing; None keeps the file's.
         strict: Whether FFmpeg shall stop at damage that it could paint over.
 
@@ -80,14 +99,14 @@ def decode_frames(
     wanted = np.asarray(indices, dtype=np.int64)
     if (np.diff(wanted) <= 0).any():
         raise ValueError("frame indices must ascend without repetition")
-    if not strict and (found := torchcodec_frames(fetched(path), wanted, fps)) is not None:
+    if not strict and not isinstance(clock, np.ndarray) and (found := torchcodec_frames(fetched(path), wanted, clock)) is not None:
         return resize(found, size)
     frames = np.empty((0, 0, 0, 3), np.uint8)
     with open_video(path, strict) as (container, stream):
         to_rgb = VideoReformatter()
         if path not in _intervals:
             _intervals[path] = _keyframe_interval(stream)
-        for number, frame in enumerate(_frames(container, stream, wanted, fps, _intervals[path], strict)):
+        for number, frame in enumerate(_frames(container, stream, wanted, clock, _intervals[path], strict)):
             if strict and frame.is_corrupt:
                 raise VideoError(f"frame {wanted[number]} is damaged")
             if number == 0:
@@ -135,7 +154,7 @@ def open_video(path: Path, strict: bool = False) -> Iterator[tuple[InputContaine
 
 
 def _frames(
-    container: InputContainer, stream: VideoStream, wanted: Int[np.ndarray, " frames"], fps: float, interval: int, strict: bool
+    container: InputContainer, stream: VideoStream, wanted: Int[np.ndarray, " frames"], clock: Clock, interval: int, strict: bool
 ) -> Iterator[av.VideoFrame]:
     """The wanted frames. It seeks where the next one lies farther away than the longest `interval` between keyframes."""
     first = True
@@ -143,9 +162,9 @@ def _frames(
         start, back = int(stretch[0]) if len(stretch) else 0, 0
         while True:
             if back or not first or start >= interval:
-                container.seek(_timestamp(max(start - back, 0), fps, stream), stream=stream, backward=True)
+                container.seek(_timestamp(max(start - back, 0), clock, stream), stream=stream, backward=True)
             try:
-                yield from _stretch(container, stream, stretch.tolist(), fps, strict)
+                yield from _stretch(container, stream, stretch.tolist(), clock, strict)
                 break
             except _Late as late:  # the keyframe that it found is shown later, or frames after it need still earlier ones
                 if back >= start:
@@ -158,7 +177,7 @@ class _Late(VideoError):
     """No frame is shown at or before the first that is wanted."""
 
 
-def _stretch(container: InputContainer, stream: VideoStream, wanted: list[int], fps: float, strict: bool) -> Iterator[av.VideoFrame]:
+def _stretch(container: InputContainer, stream: VideoStream, wanted: list[int], clock: Clock, strict: bool) -> Iterator[av.VideoFrame]:
     """The wanted frames, decoded one after another from the keyframe at which the file stands.
 
     The decoder gets no packet beyond those that are needed and is then asked for what it holds back: one that expects frames out of
@@ -174,7 +193,7 @@ def _stretch(container: InputContainer, stream: VideoStream, wanted: list[int], 
     def found(frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         nonlocal shown
         for frame in frames:
-            shown = _index(frame.pts, fps, stream)
+            shown = _index(frame.pts, clock, stream)
             if due and shown >= due[0]:
                 if shown > due[0]:
                     raise missing()
@@ -183,18 +202,19 @@ def _stretch(container: InputContainer, stream: VideoStream, wanted: list[int], 
 
     def missing() -> VideoError:
         kind = _Late if len(due) == len(wanted) else VideoError
-        return kind(f"it has no frame at {due[0] / fps:.3f} s (frame {due[0]} at {fps:g} per second)")
+        told = "as it had" if isinstance(clock, np.ndarray) else f"at {clock:g} per second"
+        return kind(f"it has no frame at {_shown_at(due[0], clock):.3f} s (frame {due[0]} {told})")
 
     decoder.flush_buffers()
     for packet in container.demux(stream):
         if not packet.size:  # the end of the file; the decoder is asked below
             continue
-        at = None if packet.pts is None else _index(packet.pts, fps, stream)
+        at = None if packet.pts is None else _index(packet.pts, clock, stream)
         if skips:
             decoder.skip_frame = "DEFAULT" if at is None or at in unsent else "NONREF"
         yield from found(decoder.decode(packet))
         unsent.discard(at)
-        if not due or not unsent or (packet.dts is not None and _index(packet.dts, fps, stream) > wanted[-1]):
+        if not due or not unsent or (packet.dts is not None and _index(packet.dts, clock, stream) > wanted[-1]):
             ended = False  # no later packet is shown at or before the last wanted frame
             break
     if due:
@@ -210,17 +230,29 @@ def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
     return lines[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
-def _index(timestamp: int | None, fps: float, stream: VideoStream) -> int:
-    """Which frame is shown at a time of the stream's clock."""
+def _seconds(timestamp: int | None, stream: VideoStream) -> float:
+    """A time of the stream's clock."""
     if timestamp is None:
         raise VideoError("it holds a frame without a time")
     assert stream.time_base is not None
-    return round(timestamp * float(stream.time_base) * fps)
+    return timestamp * float(stream.time_base)
 
 
-def _timestamp(index: int, fps: float, stream: VideoStream) -> int:
+def _index(timestamp: int | None, clock: Clock, stream: VideoStream) -> int:
+    """Which frame is shown at a time of the stream's clock; -1 before the first of those whose times are known."""
+    seconds = _seconds(timestamp, stream)
+    if not isinstance(clock, np.ndarray):
+        return round(seconds * clock)
+    return int(np.searchsorted(clock, seconds, side="right")) - 1  # the same numbers, calculated alike, are compared
+
+
+def _shown_at(index: int, clock: Clock) -> float:
+    return float(clock[index]) if isinstance(clock, np.ndarray) else index / clock
+
+
+def _timestamp(index: int, clock: Clock, stream: VideoStream) -> int:
     assert stream.time_base is not None
-    return round(index / fps / stream.time_base)
+    return round(_shown_at(index, clock) / stream.time_base)
 
 
 def _keyframe_interval(stream: VideoStream) -> int:

@@ -170,11 +170,18 @@ class Episodes(ABC):
         Raises:
             DatasetError: If the pictures cannot be read.
         """
+        return hashlib.sha256(json.dumps([episode.length, self._size, self.stored_pictures(episode)]).encode()).hexdigest()
+
+    def stored_pictures(self, episode: Any) -> list[Any]:
+        """The same without the sizes, as JSON: what tells an episode's pictures from others at whatever size they are read.
+
+        Raises:
+            DatasetError: If the pictures cannot be read.
+        """
         try:
-            shown = [self._shown(episode, camera) for camera in self._stored_cameras]
+            return [self._shown(episode, camera) for camera in self._stored_cameras]
         except VideoError as error:
             raise DatasetError(f"episode {episode.index} of {self.root}: pictures cannot be read: {error}") from error
-        return hashlib.sha256(json.dumps([episode.length, self._size, shown]).encode()).hexdigest()
 
     def frames(self, episode: Any, rows: Sequence[int] | Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height tiled_width 3"]:
         """Frames of the given rows, in any order and with repetitions, cameras side by side.

@@ -44,8 +44,7 @@ class LeRobotEpisodes(Episodes):
     Args:
         root: The dataset's folder, or its meta folder as it was read.
         cameras: Names such as `corner2`, for `observation.images.corner2`, from left to right; may be left out if there is one only.
-        min_rows: Rows that an episode needs at least. Windows repeat the first and last frame, so that short episodes are sound; give
-            `Window.span` to have none repeated.
+        min_rows: Rows that an episode needs at least. Windows repeat the first and last frame, so that short episodes are sound.
         verify: `meta` reads the meta folder and tells what is wrong with numbers and videos when they are read; `quick` reads numbers,
             headers and indices of all files now, `full` decodes every frame as well. `auto` is `quick` up to 100,000 episodes, then
             `meta`, which is said.

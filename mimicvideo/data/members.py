@@ -19,11 +19,13 @@ class Member:
         source: The dataset that it comes from.
         episode: Its place there.
         number: Its number over all sources; with one source, its index in the dataset.
+        dataset: The name of its source.
     """
 
     source: Episodes
     episode: Episode
     number: int
+    dataset: str
 
 
 class Members(Sequence[Member]):
@@ -41,7 +43,7 @@ class Members(Sequence[Member]):
 
     def __init__(self, readers: Mapping[str, Episodes], source: Int[np.ndarray, " n"], place: Int[np.ndarray, " n"]) -> None:
         self.readers, self.source = dict(readers), np.asarray(source, np.int32)
-        self._readers, self._place = list(readers.values()), np.asarray(place, np.int64)
+        self._names, self._readers, self._place = list(readers), list(readers.values()), np.asarray(place, np.int64)
         offsets = np.cumsum([0, *(1 + int(reader.listed.indices.max(initial=0)) for reader in self._readers)])
         self.lengths, self._numbers = np.zeros(len(self.source), np.int64), np.zeros(len(self.source), np.int64)
         for number, reader in enumerate(self._readers):
@@ -72,8 +74,9 @@ class Members(Sequence[Member]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        reader = self._readers[self.source[index]]
-        return Member(reader, reader.listed[int(self._place[index])], int(self._numbers[index]))
+        source = self.source[index]
+        reader = self._readers[source]
+        return Member(reader, reader.listed[int(self._place[index])], int(self._numbers[index]), self._names[source])
 
     def __len__(self) -> int:
         return len(self.source)

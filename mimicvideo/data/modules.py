@@ -16,13 +16,13 @@ from torch import Tensor
 from mimicvideo.data.batches import Caption, ClipBatches
 from mimicvideo.data.captioning import Captioning, instruction
 from mimicvideo.data.captions import parse_captions
-from mimicvideo.data.episodes import Episodes
+from mimicvideo.data.episodes import Episodes, refuse
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Ledger
 from mimicvideo.data.latents import LatentCache, filled_caches
 from mimicvideo.data.loading import Loader, died
 from mimicvideo.data.members import Members, divide, held_out
-from mimicvideo.data.mixture import Share, WeightBy, checked_mixture, table
+from mimicvideo.data.mixture import QUARANTINED, Share, WeightBy, checked_mixture, table
 from mimicvideo.data.resume import Place, interrupted
 from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order, WindowOrder, spread
 from mimicvideo.data.scan import Opening
@@ -150,13 +150,13 @@ class ClipData(LightningDataModule):
         self._split: dict[str, Any] = {"fraction": validation_fraction, "count": validation_episodes, "seed": split_seed}
         self._reader_options: dict[str, Any] = {
             "max_bad_fraction": max_bad_fraction,
-            "min_rows": max(min_rows, self.window.span) if require_full_windows else min_rows,
+            "min_rows": min_rows,
             "verify": verify,
             "quarantine": quarantine,
             "ram_cache_gb": ram_cache_gb,
             "remote_cache_gb": remote_cache_gb,
         }
-        self._cache_dir = cache_dir
+        self._cache_dir, self._full_windows = cache_dir, require_full_windows
         self.readers: dict[str, Episodes] = {}
         self._training = self._validating = Members({}, np.zeros(0, int), np.zeros(0, int))
         self._latents: dict[int, LatentCache] | None = None
@@ -212,7 +212,15 @@ class ClipData(LightningDataModule):
         Raises:
             DatasetError: If it cannot be used.
         """
-        return self._view(self._sources[name].open(self._cameras, **{"size": self._size, **self._reader_options, **options}))
+        options = {"size": self._size, **self._reader_options, **options}
+        reader = self._view(self._sources[name].open(self._cameras, **options))
+        if self._full_windows:  # at the rate of the windows, which need not be the stored one
+            rows, span = zip(reader.episodes.indices.tolist(), reader.episodes.lengths.tolist(), strict=True), self.window.span
+            short = {index: f"it has {count} rows, fewer than {span}" for index, count in rows if count < span}
+            faulty = {index: reason for index, reason in reader.skipped.items() if not reason.startswith(QUARANTINED)}
+            refuse(reader.root, faulty | short, len(reader.listed), options["max_bad_fraction"])
+            reader.leave_out(short, "require_full_windows")
+        return reader
 
     def held_out(self, reader: Episodes) -> set[int]:
         """Indices of a dataset's episodes that validate."""

@@ -12,6 +12,7 @@ from mimicvideo.data.rotations import from_matrix, inverse, slerp, to_matrix
 
 Rate = int | float | str | Fraction  # Hz; a string may be a fraction, such as "30000/1001"
 
+_LARGEST_DENOMINATOR = 10**5  # of a rate: products of two with a million samples still fit into 64 bits
 _SNAP = 1e-6  # of an interval: time stamps are rounded, and a sample that is meant to be met exactly is
 
 
@@ -36,9 +37,10 @@ class Places:
 
 
 def rate(value: Rate) -> Fraction:
-    """A rate in Hz as the fraction that its decimal digits say. Raises ValueError if it is not positive."""
+    """A rate in Hz as the fraction that its decimal digits say, or the nearest simple one: 29.97 is 2997/100, and 29.97002997002997, which
+    is what a computed rate looks like, 30000/1001. Raises ValueError if it is not positive."""
     try:
-        result = Fraction(str(value))
+        result = Fraction(str(value)).limit_denominator(_LARGEST_DENOMINATOR)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"a rate must be a number of Hz or a fraction such as '30000/1001', got {value!r}") from None
     if result <= 0:

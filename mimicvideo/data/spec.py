@@ -1,5 +1,7 @@
 """DatasetSpec: what the program must be told about a dataset: which keys are what, rates, names, and how to make it standard."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ class DatasetSpec:
         format: lerobot, rlds, zarr, hdf5, videos, or auto, which looks at the files.
         split: Of an RLDS dataset, such as train or val.
         robot: Its name, if the format does not say.
-        hz: Stored rows per second, if the format does not say.
+        hz: Stored rows per second, if the format does not say; if it does, the two must agree within a tenth.
         cameras: Keys of the pictures by the names that `cameras` of the data use.
         rotate_180: Cameras, by the same names, whose stored pictures stand on their heads and are turned by 180 degrees.
         proprio: Keys whose numbers, one after another, make a state.
@@ -60,8 +62,21 @@ class DatasetSpec:
     drop_last: int = 0
 
     def __post_init__(self) -> None:
-        if self.hz is not None and not self.hz > 0:
-            raise ValueError(f"hz must be positive, got {self.hz}")
+        for name in ("robot", "task", "standardise"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise ValueError(f"{name} must be a text, got {value!r}")
+        for name in ("rotate_180", "proprio", "actions", "interpolate", "instruction", "proprio_names", "action_names", "swap_colours"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)):
+                raise ValueError(f"{name} must be a list of names, such as [{value if isinstance(value, str) else 'NAME'}], got {value!r}")
+        cameras = {} if self.cameras is None else self.cameras
+        if not isinstance(cameras, Mapping) or not all(isinstance(text, str) for pair in cameras.items() for text in pair):
+            raise ValueError(f"cameras must map names to keys of pictures, such as {{front: KEY}}, got {cameras!r}")
+        for name in ("drop_first", "drop_last"):
+            if not isinstance(value := getattr(self, name), int):
+                raise ValueError(f"{name} must be a whole number of rows, got {value!r}")
+        if self.hz is not None and not (isinstance(self.hz, int | float) and 0 < self.hz < math.inf):
+            raise ValueError(f"hz must be positive, a number of rows per second, got {self.hz!r}")
         if self.hz is not None:
             object.__setattr__(self, "hz", float(self.hz))  # equal descriptions give equal fingerprints, however they were read
         if self.drop_first < 0 or self.drop_last < 0:
@@ -83,7 +98,10 @@ def load_spec(spec: DatasetSpec | str | None) -> DatasetSpec:
         known = sorted(file.stem for file in SPECS.glob("*.yaml"))
         hint = similar(spec, known)
         raise DatasetError(f"there is no dataset description {spec!r}{hint}: give one of {', '.join(known)}, or a yaml file")
-    content: Any = yaml.safe_load(path.read_text())
+    try:
+        content: Any = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise DatasetError(f"{path} is no yaml: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path} describes no dataset: it holds no mapping")
     known = [field.name for field in fields(DatasetSpec)]

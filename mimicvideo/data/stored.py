@@ -2,20 +2,22 @@
 
 import hashlib
 import logging
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, UInt8
 
-from mimicvideo.data.align import Rows, Turn
+from mimicvideo.data.align import Rows
+from mimicvideo.data.described import chosen_keys, described_turns, lacks, named_cameras, readable, rows_per_second, turned_cameras
 from mimicvideo.data.episodes import Camera, Episode, Episodes, choose_cameras
 from mimicvideo.data.errors import DatasetError, VideoError
-from mimicvideo.data.layout import Vector, parse_layout
+from mimicvideo.data.listing import Listing
+from mimicvideo.data.recent import Recent
 from mimicvideo.data.scan import Opening
 from mimicvideo.data.spec import DatasetSpec
 from mimicvideo.data.standards import Columns, find, needed
@@ -24,27 +26,56 @@ from mimicvideo.data.store import Entry, Store
 log = logging.getLogger(__name__)
 
 
+KEPT_BYTES = 2**29  # of numbers, in each process: 5 million rows of 14 float32 numbers and the row's own
+TOGETHER = 2**10  # episodes that are read before their results are taken up
+
+
 @dataclass(frozen=True)
 class StoredEpisode(Episode):
-    """An episode with its numbers.
+    """An episode, and where its data are."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Content:
+    """The numbers of an episode.
 
     Attributes:
-        entry: Where its pictures are.
         kept: The stored row of each row.
         pictures: By key, the picture of each stored row, for cameras with times of their own.
         actions: Float32[steps, action_dim].
         proprio: Float32[rows, proprio_dim].
     """
 
-    entry: Entry
-    kept: np.ndarray = field(repr=False, compare=False)
-    pictures: dict[str, np.ndarray] = field(repr=False, compare=False)
-    actions: np.ndarray = field(repr=False, compare=False)
-    proprio: np.ndarray = field(repr=False, compare=False)
+    kept: np.ndarray
+    pictures: dict[str, np.ndarray]
+    actions: np.ndarray
+    proprio: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory, with an allowance for Python's objects."""
+        return sum(values.nbytes for values in (self.kept, *self.pictures.values(), self.actions, self.proprio)) + 1024
+
+
+NOTHING = Content(np.zeros(0, np.int64), {}, np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What opening finds of an entry: nothing of it is wrong if there is no problem, and it is left out if it has no rows then."""
+
+    content: Content = NOTHING
+    told: tuple[str, ...] = ("",)
+    task: str = ""
+    problem: str | None = None
 
 
 class StoredEpisodes(Episodes):
-    """Reads all numbers at once and pictures when they are asked for.
+    """Reads all numbers once, to see whether they are sound, and pictures when they are asked for.
+
+    The numbers of the episodes that were used last stay in memory, up to `KEPT_BYTES`; those of others are read again.
 
     Rows are the pictures of the first camera. Streams that were taken at other times are brought to its times: numbers that change
     steadily are interpolated, other numbers and the pictures of other cameras are the nearest in time; beyond a stream's ends its first or
@@ -75,33 +106,22 @@ class StoredEpisodes(Episodes):
         self.store, self.spec, self.described_representation = store, spec, spec.representation
         self.remarks = store.remarks
         self._standard = find(spec.standardise) if spec.standardise else None
-        self._keys = {name: self._chosen(name) for name in ("proprio", "actions", "instruction")}
+        self._keys = {name: chosen_keys(store, spec, name) for name in ("proprio", "actions", "instruction")}
         self._steady = set(self._keys["proprio"] if spec.interpolate is None else spec.interpolate)
-        self._turns = self._described_turns()
-        chosen = choose_cameras(store.root, self._named_cameras(), cameras)
-        self._turned = self._turned_cameras()
+        for key in spec.interpolate or ():
+            if key not in store.keys:
+                raise lacks(store, "interpolate", key, store.keys)
+        if spec.task is not None and spec.task not in store.text_keys:
+            raise lacks(store, "task", spec.task, store.text_keys)
+        self._turns = described_turns(store, spec, self._keys)
+        chosen = choose_cameras(store.root, named_cameras(store, spec), cameras)
+        self._turned = turned_cameras(store, spec)
         self._sized = kwargs.get("size") is not None
-        hz = spec.hz or self._measured_hz(chosen[0]) or store.hz
-        if hz is None:
-            raise DatasetError(f"{store.root} does not say how many rows a second has: give hz in its description")
+        hz = rows_per_second(store, spec, chosen[0])
         self._steps = store.stride if store.stride > 1 else self._measured_steps(chosen[0])
-        listed, problems, left_out = [], {}, 0
-        with ThreadPoolExecutor(4) as pool:
-            for episode, problem in pool.map(lambda entry: self._read(entry, chosen, max(1, min_rows), verify), store.entries):
-                if not problem and not episode.length:
-                    left_out += 1
-                    continue
-                listed.append(episode)
-                if problem:
-                    problems[episode.index] = problem
-        if left_out:
-            log.warning("%s: standardise %s leaves out %d of %d episodes", store.root, spec.standardise, left_out, len(store.entries))
-            if not listed:
-                raise DatasetError(f"{store.root}: standardise {spec.standardise!r} leaves out every episode")
-        sound = [episode for episode in listed if episode.index not in problems]
-        if sound:
-            self._check_widths(sound)
-        widths = (sound[0].proprio.shape[1], sound[0].actions.shape[1]) if sound else (0, 0)
+        self._contents: Recent[Content] = Recent(KEPT_BYTES)
+        self._cameras_read = chosen
+        listed, problems, widths = self._scanned(max(1, min_rows), verify)
         super().__init__(
             store.root,
             listed,
@@ -110,28 +130,86 @@ class StoredEpisodes(Episodes):
             robot=spec.robot or store.robot,
             control_hz=hz * self._steps,
             stride=self._steps,
-            proprio_names=self._names("proprio", "state", widths[0]) if sound else [],
-            action_names=self._names("actions", "action", widths[1]) if sound else [],
+            proprio_names=[] if widths is None else self._names("proprio", "state", widths["proprio"]),
+            action_names=[] if widths is None else self._names("actions", "action", widths["actions"]),
             **kwargs,
         )
 
     def actions(self, episode: StoredEpisode) -> Float32[np.ndarray, "steps action_dim"]:
-        return episode.actions
+        return self._content(episode).actions
 
     def proprio(self, episode: StoredEpisode) -> Float32[np.ndarray, "rows proprio_dim"]:
-        return episode.proprio
+        return self._content(episode).proprio
+
+    def _scanned(self, min_rows: int, verify: Opening) -> tuple[Listing, dict[int, str], dict[str, int] | None]:
+        """All episodes that are not left out, what is wrong with which, and how many numbers the sound ones have."""
+        entries, labels = self.store.entries, {}
+        places, lengths, codes, problems = array("q"), array("q"), array("q"), {}
+        first: tuple[str, dict[str, int]] | None = None  # the first sound episode and its widths
+        with ThreadPoolExecutor(4) as pool:
+            for start in range(0, len(entries), TOGETHER):
+                own = entries[start : start + TOGETHER]
+                for place, (entry, found) in enumerate(
+                    zip(own, pool.map(lambda one: self._read(one, min_rows, verify), own), strict=True), start
+                ):
+                    if not found.problem and not len(found.content.kept):
+                        continue
+                    places.append(place)
+                    lengths.append(len(found.content.kept))
+                    codes.append(labels.setdefault((found.told, found.task), len(labels)))
+                    if found.problem:
+                        problems[entry.index] = found.problem
+                        continue
+                    self._contents.keep(entry.index, found.content, found.content.nbytes)
+                    widths = {name: getattr(found.content, name).shape[1] for name in ("actions", "proprio")}
+                    first = first or (entry.name, widths)
+                    self._check_widths(entry.name, widths, *first)
+        if left_out := len(entries) - len(places):
+            name = self.spec.standardise
+            log.warning("%s: standardise %s leaves out %d of %d episodes", self.store.root, name, left_out, len(entries))
+            if not places:
+                raise DatasetError(f"{self.store.root}: standardise {name!r} leaves out every episode")
+        self._labels, self._label_codes = list(labels), np.array(codes, np.int32)
+        self._places, self._lengths = np.array(places, np.int64), np.array(lengths, np.int64)
+        tasks = {task: code for code, task in enumerate(dict.fromkeys(task for _, task in labels))}
+        task_codes = np.array([tasks[task] for _, task in labels], np.int32)[self._label_codes]
+        indices = np.array([entries[place].index for place in places], np.int64)
+        return Listing(indices, self._lengths, self._made, list(tasks), task_codes), problems, first and first[1]
+
+    def _made(self, number: int) -> StoredEpisode:
+        entry, (told, task) = self.store.entries[int(self._places[number])], self._labels[self._label_codes[number]]
+        return StoredEpisode(entry.index, int(self._lengths[number]), told, task, entry)
+
+    def _content(self, episode: StoredEpisode) -> Content:
+        """The numbers of an episode.
+
+        Raises:
+            DatasetError: If they cannot be read any more, or have become others.
+        """
+        if not episode.length:
+            return NOTHING
+        if (content := self._contents.get(episode.index)) is None:
+            try:
+                content = self._numbers(episode.entry)[0]
+            except VideoError as error:
+                raise DatasetError(str(error)) from error
+            if len(content.kept) != episode.length:
+                raise DatasetError(f"{episode.entry.name} had {episode.length} rows and has {len(content.kept)}: open the dataset anew")
+            self._contents.keep(episode.index, content, content.nbytes)
+        return content
 
     def times(self, episode: StoredEpisode) -> Float64[np.ndarray, " rows"] | None:
         found = self.store.times(episode.entry, self.cameras[0].key)
-        return None if found is None else found[episode.kept]
+        return None if found is None else found[self._content(episode).kept]
 
     def damage(self, episode: StoredEpisode) -> str | None:
         return self.store.problem(episode.entry, [camera.key for camera in self.cameras], True)
 
     def _decode(self, episode: StoredEpisode, camera: Camera, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height width 3"]:
-        wanted, back = episode.kept[rows], None
-        if camera.key in episode.pictures:
-            wanted, back = np.unique(episode.pictures[camera.key][wanted], return_inverse=True)
+        content = self._content(episode)
+        wanted, back = content.kept[rows], None
+        if camera.key in content.pictures:
+            wanted, back = np.unique(content.pictures[camera.key][wanted], return_inverse=True)
         frames = self.store.frames(episode.entry, camera.key, wanted, self._size)
         if camera.key in self._turned:
             frames = np.ascontiguousarray(frames[:, ::-1, ::-1])
@@ -140,8 +218,9 @@ class StoredEpisodes(Episodes):
         return frames if back is None else frames[back]
 
     def _shown(self, episode: StoredEpisode, camera: Camera) -> list[Any]:
-        pictures = episode.pictures.get(camera.key)
-        wanted = episode.kept if pictures is None else pictures[episode.kept]
+        content = self._content(episode)
+        pictures = content.pictures.get(camera.key)
+        wanted = content.kept if pictures is None else pictures[content.kept]
         rows = hashlib.sha256(wanted.astype("<i8").tobytes()).hexdigest()
         changes = [camera.key in self._turned, camera.name in (self.spec.swap_colours or ())]
         return [self.store.identity(episode.entry, camera.key), rows, changes]
@@ -153,72 +232,9 @@ class StoredEpisodes(Episodes):
     def _files(self) -> tuple[list[Path], list[Path]]:
         return self.store.files([camera.key for camera in self.cameras])
 
-    def _chosen(self, name: str) -> list[str]:
-        """The keys that the description gives for `proprio`, `actions` or `instruction`, or the format's custom."""
-        given = getattr(self.spec, name)
-        keys = list(self.store.defaults.get(name, ()) if given is None else given)
-        there = self.store.text_keys if name == "instruction" else self.store.keys
-        for key in keys:
-            if key not in there:
-                raise DatasetError(f"{self.store.root} has no {name} key {key!r}; it has {', '.join(sorted(there)) or 'none'}")
-        return keys
-
-    def _described_turns(self) -> dict[str, list[Turn]]:
-        """The rotations within each key's rows, by the description's `representation`; none where a function makes the vectors."""
-        turns: dict[str, list[Turn]] = {}
-        described = {} if self._standard is not None or self.spec.representation is None else self.spec.representation
-        for name in get_args(Vector):
-            try:
-                groups = parse_layout(described[name], name).groups
-            except (ValueError, KeyError, TypeError):
-                continue  # `View` says what is wrong with it, if numbers are wanted
-            first = 0
-            for key in self._keys[name]:
-                width = int(np.prod(self.store.keys[key]))
-                for group in groups:
-                    dims = [dim - first for dim in group.dims]
-                    if group.kind == "rotation" and group.source == name and min(dims) >= 0 and max(dims) < width:
-                        turns.setdefault(key, []).append((dims, group.format))
-                first += width
-        return turns
-
-    def _named_cameras(self) -> dict[str, Camera]:
-        sizes = self.store.cameras
-        short = Counter(self.store.camera_name(key) for key in sizes)
-        own = {name if short[name := self.store.camera_name(key)] == 1 else key: key for key in sizes}
-        names = self.spec.cameras or own
-        for name, key in names.items():
-            if key not in sizes:
-                raise DatasetError(f"{self.store.root} has no pictures {key!r} for camera {name!r}; it has {', '.join(sizes) or 'none'}")
-        if unknown := [name for name in self.spec.swap_colours or () if name not in names]:
-            raise DatasetError(f"swap_colours of {self.store.root} names no camera: {unknown[0]!r}; there are {', '.join(names)}")
-        return {name: Camera(name, key, *sizes[key], self.store.views.get(key, {})) for name, key in names.items()}
-
-    def _turned_cameras(self) -> set[str]:
-        """Keys of the cameras whose pictures are turned."""
-        named = self._named_cameras()
-        for name in self.spec.rotate_180 or ():
-            if name not in named:
-                raise DatasetError(f"rotate_180 of {self.store.root} names no camera: {name!r}; it has {', '.join(named)}")
-        return {named[name].key for name in self.spec.rotate_180 or ()}
-
-    def _measured_hz(self, camera: Camera) -> float | None:
-        """Rows per second by the times of the camera, in the first episode that has several; to three digits after the point."""
-        for entry in self._readable():
-            try:
-                times = self.store.times(entry, camera.key)
-            except DatasetError:
-                continue  # it is told when the entry is read
-            if times is not None and len(times) > 1 and (step := float(np.median(np.diff(times)))) > 0:
-                return round(1 / step, 3)
-        return None
-
-    def _readable(self) -> Iterable[Entry]:
-        return (entry for entry in self.store.entries if entry.problem is None)
-
     def _measured_steps(self, camera: Camera) -> int:
         """Control steps per row by the times of actions and pictures, in the first episode that has several."""
-        for entry in self._readable():
+        for entry in readable(self.store):
             try:
                 rows = Rows(self.store, entry, camera.key)
                 rates = [rows.rate(key) for key in self._keys["actions"]]
@@ -241,49 +257,60 @@ class StoredEpisodes(Episodes):
             return 1
         return 1
 
-    def _read(self, entry: Entry, cameras: Sequence[Camera], min_rows: int, verify: Opening) -> tuple[StoredEpisode, str | None]:
-        """An episode, and why it cannot be used; then it is empty. It is empty and has no problem if the description leaves it out."""
-        nothing = np.zeros((0, 0), np.float32)
-        empty = StoredEpisode(entry.index, 0, ("",), "", entry, np.zeros(0, np.int64), {}, nothing, nothing)
+    def _numbers(self, entry: Entry) -> tuple[Content, list[str] | None, bool]:
+        """An entry's numbers, its sentences if a function gives them, and whether that leaves it out.
+
+        Raises:
+            DatasetError, VideoError: If they cannot be read.
+        """
+        cameras = self._cameras_read
+        rows = Rows(self.store, entry, cameras[0].key)
+        columns, kept, told = self._columns(entry, rows)
+        pictures = {camera.key: own for camera in cameras[1:] if (own := rows.pictures(camera.key)) is not None}
+        actions, proprio = (columns[name].astype(np.float32) for name in ("actions", "proprio"))
+        actions = actions.reshape(len(actions) * self._steps, -1) if actions.size else actions
+        return Content(kept, pictures, actions, proprio), told, bool(entry.rows) and not columns["keep"].any()
+
+    def _read(self, entry: Entry, min_rows: int, verify: Opening) -> _Found:
         if entry.problem:
-            return empty, entry.problem
+            return _Found(problem=entry.problem)
         try:
-            rows = Rows(self.store, entry, cameras[0].key)
-            columns, kept, told = self._columns(entry, rows)
-            pictures = {camera.key: own for camera in cameras[1:] if (own := rows.pictures(camera.key)) is not None}
+            content, told, left_out = self._numbers(entry)
             if told is None:
                 told = list(dict.fromkeys(text for key in self._keys["instruction"] for text in self.store.texts(entry, key)))
             told = told or [""]
             named = self.spec.task or next(iter(self.store.defaults.get("task", ())), None)
             task = next(iter(self.store.texts(entry, named)), "") if named else ""
         except (DatasetError, VideoError) as error:
-            return empty, str(error)
-        actions, proprio = (columns[name].astype(np.float32) for name in ("actions", "proprio"))
-        actions = actions.reshape(len(actions) * self._steps, -1) if actions.size else actions
-        episode = StoredEpisode(entry.index, len(kept), tuple(told), task or told[0], entry, kept, pictures, actions, proprio)
-        if entry.rows and not columns["keep"].any():
-            return episode, None
-        if len(kept) < min_rows:
-            return episode, f"it has {len(kept)} rows, fewer than {min_rows}"
+            return _Found(problem=str(error))
+        if left_out:
+            return _Found()
+        return _Found(content, tuple(told), task or told[0], self._problem(entry, content, min_rows, verify))
+
+    def _problem(self, entry: Entry, content: Content, min_rows: int, verify: Opening) -> str | None:
+        """Why an episode whose numbers can be read cannot be used."""
+        if len(content.kept) < min_rows:
+            return f"it has {len(content.kept)} rows, fewer than {min_rows}"
         for name in ("actions", "proprio"):
-            bad = ~np.isfinite(columns[name])
+            bad = ~np.isfinite(getattr(content, name).reshape(len(content.kept), -1))
             if bad.any():
                 rows = np.flatnonzero(bad.any(axis=1))
                 more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
-                return episode, f"{name} is NaN or infinite in row {rows[0]}{more}, dimension {int(np.flatnonzero(bad[rows[0]])[0])}"
+                return f"{name} is NaN or infinite in row {rows[0]}{more}, dimension {int(np.flatnonzero(bad[rows[0]])[0])}"
+        cameras = self._cameras_read
         for camera in cameras:
             try:
                 size = self.store.size(entry, camera.key)
             except DatasetError as error:
-                return episode, self.store.problem(entry, [camera.key], False) or str(error)
+                return self.store.problem(entry, [camera.key], False) or str(error)
             if not self._sized and size != (camera.height, camera.width):
-                return episode, (
+                return (
                     f"its pictures of camera {camera.name} are {size[0]} x {size[1]} pixels, others {camera.height} x {camera.width}: "
                     "set height and width to resize all"
                 )
         if verify == "meta":
-            return episode, None
-        return episode, self.store.problem(entry, [camera.key for camera in cameras], verify == "full")
+            return None
+        return self.store.problem(entry, [camera.key for camera in cameras], verify == "full")
 
     def _columns(self, entry: Entry, rows: Rows) -> tuple[Columns, Int[np.ndarray, " rows"], list[str] | None]:
         """Standard `proprio`, `actions` and `keep` of an entry, its rows that stay, and its sentences if the standard gives them."""
@@ -324,14 +351,10 @@ class StoredEpisodes(Episodes):
                 raise DatasetError(f"standardise {self.spec.standardise!r} needs the key {key!r}, which {self.store.root} does not have")
         return wanted
 
-    def _check_widths(self, episodes: Sequence[StoredEpisode]) -> None:
-        for name in ("actions", "proprio"):
-            first = getattr(episodes[0], name).shape[1]
-            for episode in episodes:
-                if (width := getattr(episode, name).shape[1]) != first:
-                    raise DatasetError(
-                        f"{self.store.root}: {name} of {episode.entry.name} have {width} numbers, those of {episodes[0].entry.name} {first}"
-                    )
+    def _check_widths(self, name: str, widths: dict[str, int], first: str, others: dict[str, int]) -> None:
+        for which, width in widths.items():
+            if width != others[which]:
+                raise DatasetError(f"{self.store.root}: {which} of {name} have {width} numbers, those of {first} {others[which]}")
 
     def _names(self, which: str, prefix: str, width: int) -> list[str]:
         """Names of the numbers of `proprio` or `actions`: as described, or the format's own if nothing is made of the numbers."""

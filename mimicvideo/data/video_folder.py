@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from mimicvideo.data.decode import VideoFacts, decode_frames
+from mimicvideo.data.decode import Clock, VideoFacts, decode_frames, frame_times
 from mimicvideo.data.errors import DatasetError, VideoError
-from mimicvideo.data.identity import video_identity
+from mimicvideo.data.identity import file_identity, video_identity
 from mimicvideo.data.natural import natural
 from mimicvideo.data.remote import fetched, files_below
+from mimicvideo.data.resample import time_places
 from mimicvideo.data.scan import look
 from mimicvideo.data.store import Entry, Store
 
@@ -30,6 +31,8 @@ class VideoFolderStore(Store):
     Captions are in a file of the same name and the ending .txt, a sentence per line, or .json: a sentence, a list of them, or an object
     that has them under `caption`, `prompt`, `text` or `instruction` (or their plurals). The file lies beside the video or, as in
     NVIDIA's datasets, in `metas/` where the video is in `videos/`.
+
+    Frames of a file that are not evenly spaced, or do not start at zero, are taken by their times: a row shows the nearest.
 
     Args:
         root: The folder.
@@ -50,7 +53,9 @@ class VideoFolderStore(Store):
             raise DatasetError(f"{root} holds no mp4 files")
         self._names = frozenset(names)
         with ThreadPoolExecutor(4) as pool:
-            self._facts: dict[Path, VideoFacts | str] = dict(zip(videos, pool.map(look, videos), strict=True))
+            found = list(pool.map(_look, videos))
+        self._facts: dict[Path, VideoFacts | str] = {path: facts for path, (facts, _) in zip(videos, found, strict=True)}
+        self._times = {path: times for path, (_, times) in zip(videos, found, strict=True) if times is not None}
         sound = {path: facts for path, facts in self._facts.items() if isinstance(facts, VideoFacts)}
         rates = Counter(round(facts.fps, 3) for facts in sound.values())
         if hz is None and rates and 2 * max(rates.values()) <= rates.total() and len(rates) > 1:
@@ -84,15 +89,24 @@ class VideoFolderStore(Store):
         if isinstance(facts, str):
             raise VideoError(facts)
         assert self.hz is not None
-        numbers = np.minimum(np.rint(rows * (facts.fps / self.hz)).astype(np.int64), facts.frames - 1)
+        clock: Clock = facts.fps
+        if (times := self._times.get(entry.place)) is not None:
+            numbers, clock = time_places(times, times[0] + rows / self.hz).nearest, times
+        else:
+            numbers = np.minimum(np.rint(rows * (facts.fps / self.hz)).astype(np.int64), facts.frames - 1)
         wanted, back = np.unique(numbers, return_inverse=True)
-        return decode_frames(entry.place, wanted, facts.fps, size)[back]
+        return decode_frames(entry.place, wanted, clock, size)[back]
 
     def identity(self, entry: Entry, key: str) -> list[Any]:
         facts = self._facts[entry.place]
         if isinstance(facts, str):
             raise VideoError(facts)
-        return [self.hz, *video_identity(entry.place, 0, facts.frames, facts.fps)]
+        if entry.place not in self._times:
+            return [self.hz, *video_identity(entry.place, 0, facts.frames, facts.fps)]
+        try:
+            return [self.hz, file_identity(entry.place)]
+        except OSError as error:
+            raise VideoError(f"it cannot be read: {error}") from error
 
     def problem(self, entry: Entry, cameras: Sequence[str], full: bool) -> str | None:
         facts = self._facts[entry.place]
@@ -102,7 +116,11 @@ class VideoFolderStore(Store):
             return f"{entry.name} has {facts.fps:g} frames per second, most have {self.hz:g}: give hz in the description to bring all to it"
         if full:
             try:
-                decode_frames(entry.place, range(facts.frames), facts.fps, strict=True)
+                times = self._times.get(entry.place)
+                if times is None:
+                    decode_frames(entry.place, range(facts.frames), facts.fps, strict=True)
+                else:
+                    decode_frames(entry.place, range(len(times)), times, strict=True)
             except VideoError as error:
                 return f"{entry.name} is damaged: {error}"
         return None
@@ -123,6 +141,8 @@ class VideoFolderStore(Store):
         facts = self._facts[video]
         if isinstance(facts, str) or self.hz is None:
             return 0
+        if (times := self._times.get(video)) is not None:
+            return max(1, round((times[-1] - times[0] + 1 / facts.fps) * self.hz))
         return facts.frames if facts.fps == self.hz else max(1, round(facts.frames * self.hz / facts.fps))
 
     def _caption_files(self, video: Path) -> Iterator[Path]:
@@ -135,6 +155,18 @@ class VideoFolderStore(Store):
         for place in places:
             for suffix in (".txt", ".json"):
                 yield place / f"{video.stem}{suffix}"
+
+
+def _look(path: Path) -> tuple[VideoFacts | str, np.ndarray | None]:
+    """What a file holds, or why it cannot be read; and when its frames are shown, if that does not follow from its rate."""
+    facts = look(path)
+    if isinstance(facts, str) or facts.even:
+        return facts, None
+    try:
+        times = frame_times(path)
+        return facts, times if len(times) else None
+    except VideoError as error:
+        return str(error), None
 
 
 def _without_video(names: Iterable[str], videos: Iterable[Path], captions: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +15,7 @@ from jaxtyping import Float32, Float64, Int, UInt8
 from mimicvideo.data.episodes import Camera, Episode, Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.listing import Listing
+from mimicvideo.data.recent import Recent
 from mimicvideo.data.representation import parse_representation
 from mimicvideo.data.resample import rate, rate_places, resample
 
@@ -84,8 +84,7 @@ class View(Episodes):
         self.listed = Listing(source.listed.indices, self._lengths, self._viewed, source.listed.task_names, source.listed.task_codes)
         self.skipped = dict(source.skipped)
         self.episodes = self.listed.take(np.flatnonzero(~np.isin(self.listed.indices, list(self.skipped))))
-        self._numbers: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self._numbers_bytes = 0
+        self._numbers: Recent[tuple[np.ndarray, np.ndarray]] = Recent(KEPT_BYTES)
 
     def interface(self) -> dict[str, Any]:
         """What a policy's contract says of the representation: its description, and the names of what an environment gives and takes."""
@@ -149,12 +148,8 @@ class View(Episodes):
 
     def _both(self, episode: ViewedEpisode) -> tuple[np.ndarray, np.ndarray]:
         if (found := self._numbers.get(episode.index)) is None:
-            self._numbers[episode.index] = found = self._converted(episode)
-            self._numbers_bytes += sum(values.nbytes for values in found)
-            while self._numbers_bytes > KEPT_BYTES:
-                self._numbers_bytes -= sum(values.nbytes for values in self._numbers.popitem(last=False)[1])
-        else:
-            self._numbers.move_to_end(episode.index)
+            found = self._converted(episode)
+            self._numbers.keep(episode.index, found, sum(values.nbytes for values in found))
         return found
 
     def _converted(self, episode: ViewedEpisode) -> tuple[np.ndarray, np.ndarray]:
@@ -182,9 +177,6 @@ class View(Episodes):
 
     def _files(self) -> tuple[list[Path], list[Path]]:
         return self.source._files()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_numbers": OrderedDict(), "_numbers_bytes": 0}
 
 
 def viewed(

@@ -77,8 +77,15 @@ class Window:
         """
         if not 0 <= anchor < self.clip_anchors(rows):
             raise IndexError(f"anchor {anchor} lies outside [0, {self.clip_anchors(rows)}) of an episode of {rows} rows")
-        offsets = (np.arange(self.frames, dtype=np.int64) - (self.observed - 1)) * self.frame_interval
-        return np.clip(anchor + offsets, 0, rows - 1)
+        return np.clip(self._unclipped(anchor), 0, rows - 1)
+
+    def frames_within(self, anchor: int, rows: int) -> Bool[np.ndarray, " frames"]:
+        """Which of a clip's frames lie in the episode; the others repeat its first or last."""
+        wanted = self._unclipped(anchor)
+        return (wanted >= 0) & (wanted < rows)
+
+    def _unclipped(self, anchor: int) -> Int[np.ndarray, " frames"]:
+        return anchor + (np.arange(self.frames, dtype=np.int64) - (self.observed - 1)) * self.frame_interval
 
     def action_steps(self, row: int, rows: int) -> tuple[Int[np.ndarray, " horizon"], Bool[np.ndarray, " horizon"]]:
         """Control steps of the chunk that starts at a row, held at the episode's last, and which of them lie beyond its end."""

@@ -17,6 +17,7 @@ from mimicvideo.data.store import Entry, Store
 from mimicvideo.data.zarr_files import ArrayFacts, Container, DamagedZip, open_container
 
 TIMES = "_timestamps"  # follows the name of the array whose times these are, in ns
+METADATA = (".zgroup", ".zattrs", ".zmetadata", "zarr.json")  # of groups
 KEPT_ARRAYS = 4096  # whose metadata is not read again
 
 
@@ -159,9 +160,11 @@ class ZarrStore(Store):
                 key = next((places[place] for place in _parents(name) if place in places), None)
                 if key in cameras:
                     pictures.append(container.path / name)
-                if (key in self.cameras and name.rpartition("/")[2] not in (".zarray", "zarr.json")) or name.endswith(".zip"):
+                base = name.rpartition("/")[2]
+                if key in self.cameras and base not in (".zarray", "zarr.json"):
                     continue
-                numbers.append(container.path / name)
+                if key is not None or base in METADATA:  # other files, such as our own statistics and captions, are no part of the data
+                    numbers.append(container.path / name)
         return numbers, pictures
 
     def size(self, entry: Entry, key: str) -> tuple[int, int]:

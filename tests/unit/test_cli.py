@@ -1,5 +1,6 @@
 """The command line in this process: links, what overrides what, and every kind of mistake refused before anything is built."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from mimicvideo import __main__ as program
 from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
 from mimicvideo.cli import CheckingCLI, MimicVideoCLI, check_devices
 from mimicvideo.compose import CONF
+from mimicvideo.data.captions import SIDECAR
 from mimicvideo.messages import ConfigError, nearest, nearest_key, shorten
+from tests.synthetic_episodes import by_lerobot
 from tests.typed import typed
 
 TOY: dict[str, Any] = {
@@ -421,6 +424,17 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["mimicvideo", "fit"])
     with pytest.raises(KeyError):
         program.main()
+
+
+def test_our_words_go_before_those_of_the_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`fcntl.flock` raises in a line of ours, which then says what that means."""
+    by_lerobot(tmp_path / "d", (6,))
+    with (tmp_path / "d" / SIDECAR).open("ab") as sidecar:
+        fcntl.flock(sidecar, fcntl.LOCK_EX)
+        status, err = program_run(monkeypatch, capsys, "captions", "--root", str(tmp_path / "d"), "--model", "x", "--device", "cpu")
+    assert status == 1 and err.startswith(f"mimicvideo captions: error: {tmp_path / 'd' / SIDECAR} is being written by another run of")
 
 
 @pytest.mark.parametrize(

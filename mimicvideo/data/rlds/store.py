@@ -11,6 +11,7 @@ from jaxtyping import Int, UInt8
 
 from mimicvideo.data.decode import resize
 from mimicvideo.data.errors import DatasetError, VideoError
+from mimicvideo.data.listing import Listing
 from mimicvideo.data.rlds.example import Damaged
 from mimicvideo.data.rlds.records import Record, index_shards
 from mimicvideo.data.rlds.schema import Column, read_schema
@@ -43,17 +44,17 @@ class RldsStore(Store):
         self.keys = {key: tuple(dim or 0 for dim in column.shape) for key, column in self._of_kind("number").items()}
         self.text_keys = list(self._of_kind("text"))
         self._shards = index_shards(self.root, split, schema.shards, functools.partial(count_rows, self._clock()))
-        self.entries = []
-        for place, (shard, (_, expected)) in enumerate(zip(self._shards, schema.shards, strict=True)):
+        counts = []
+        for shard, (_, expected) in zip(self._shards, schema.shards, strict=True):
             if len(shard.rows) > expected:
                 raise DatasetError(
                     f"{shard.path} holds {len(shard.rows)} episodes, dataset_info.json says {expected}: mend shardLengths there, "
                     "or download the two files of the same version"
                 )
-            rows = [*shard.rows.tolist(), *[-1] * (expected - len(shard.rows))]
-            for number, count in enumerate(rows):
-                name = f"{shard.path.name} record {number}"
-                self.entries.append(Entry(len(self.entries), name, max(0, count), (place, number)))
+            counts.append(np.append(np.maximum(shard.rows, 0), np.zeros(expected - len(shard.rows), np.int32)))
+        self._firsts = np.cumsum([0, *(expected for _, expected in schema.shards)])  # number of each file's first episode
+        rows = np.concatenate(counts)
+        self.entries = Listing(np.arange(len(rows)), rows, self._entry, [""], np.zeros(len(rows), np.int32))  # entries have no tasks yet
         self.cameras = self._camera_sizes()
         self.defaults = self._customs()
 
@@ -120,6 +121,12 @@ class RldsStore(Store):
     def files(self, cameras: Sequence[str]) -> tuple[list[Path], list[Path]]:
         shards = [shard.path for shard in self._shards if shard.path.is_file()]
         return [self.root / "dataset_info.json", self.root / "features.json", *shards], shards
+
+    def _entry(self, index: int) -> Entry:
+        place = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        number, rows = index - int(self._firsts[place]), self._shards[place].rows
+        count = max(0, int(rows[number])) if number < len(rows) else 0
+        return Entry(index, f"{self._shards[place].path.name} record {number}", count, (place, number))
 
     def _record(self, entry: Entry) -> Record:
         return self._shards[entry.place[0]].record(entry.place[1])

@@ -10,7 +10,8 @@ import pytest
 from mimicvideo.data.captions import SIDECAR_VERSION, LongCaption, content_of, sidecar_path
 from mimicvideo.data.lerobot import LeRobotEpisodes
 from mimicvideo.data.modules import ClipData
-from tests.synthetic_episodes import Made, by_lerobot
+from mimicvideo.data.open import open_episodes
+from tests.synthetic_episodes import Made, by_lerobot, picture, write_video
 
 LABELS = ["Open the drawer.", "", "Öffne die Schublade bitte und nimm den Löffel heraus.", "Close the drawer."]
 
@@ -62,6 +63,21 @@ def test_long_descriptions_are_for_training_only(made: Made) -> None:
     assert found[1] == {"A long story about episode 1."}, "it has no other"
     assert found[3] == {"Close the drawer."}
     assert {"A long story about episode 2.", "Open the drawer."} <= set(data.prompts())
+
+
+def test_a_description_stays_with_its_video_when_others_are_added(tmp_path: Path) -> None:
+    """Videos without numbers may have one length and no caption: their pictures tell them from each other."""
+    for number in (1, 2):
+        write_video(tmp_path / f"{number}.mp4", [picture(number, row, 0, 16, 16) for row in range(9)])
+    reader = open_episodes(tmp_path)
+    with sidecar_path(tmp_path).open("w") as file:
+        for episode in reader.episodes:
+            line = LongCaption(str(episode.index), content_of(reader, episode), f"Of {episode.index}.", "model", "request")
+            file.write(json.dumps({"version": SIDECAR_VERSION, **asdict(line)}) + "\n")
+    options: dict[str, Any] = {"observed": 5, "future": 4, "validation_fraction": 0.0, "captions": {"long_probability": 1.0}}
+    assert seen(ClipData(str(tmp_path), height=8, width=8, **options)) == {0: {"Of 0."}, 1: {"Of 1."}}
+    write_video(tmp_path / "0.mp4", [picture(0, row, 0, 16, 16) for row in range(9)])
+    assert seen(ClipData(str(tmp_path), **options)) == {0: {""}, 1: {""}, 2: {""}}
 
 
 def test_validation_has_the_short_one(tmp_path: Path) -> None:

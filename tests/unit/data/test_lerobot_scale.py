@@ -16,6 +16,7 @@ import mimicvideo.data.lerobot_rows as lerobot_rows
 from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.lerobot import LeRobotEpisodes
+from mimicvideo.data.lerobot_listing import _fast_lines, _lines, read_v2
 from mimicvideo.data.lerobot_rows import LeRobotRows
 from mimicvideo.data.modules import ClipData
 from mimicvideo.data.open import open_episodes
@@ -261,3 +262,37 @@ def test_a_file_per_episode_is_opened_once(tmp_path: Path, monkeypatch: pytest.M
         file.unlink()
     for episode, actions in zip(reader.episodes, before, strict=True):
         np.testing.assert_array_equal(reader.actions(episode), actions)
+
+
+EPISODES = ['{"episode_index": 0, "tasks": ["a", "b"], "length": 3}', '{"episode_index": 2, "length": 5, "more": {"x": NaN}}']
+
+
+@pytest.mark.parametrize(
+    ("lines", "fast"),
+    [
+        ([*EPISODES[:1], '{"episode_index": 2, "length": 5, "tasks": [], "stats": {"x": [1.5]}}'], True),
+        ([*reversed(EPISODES[:1]), "", '{"length": 5, "episode_index": 2}', ""], True),
+        (EPISODES, True),  # NaN is no JSON, but Python writes it
+        (['{"episode_index": 0, "tasks": ["a", "b"], "length": 3.0}', '{"episode_index": 2, "length": 5, "tasks": null}'], False),
+    ],
+)
+def test_lines_of_version_2_are_the_same_however_they_are_read(tmp_path: Path, lines: list[str], fast: bool) -> None:
+    (tmp_path / "meta").mkdir()
+    path = tmp_path / "meta/episodes.jsonl"
+    path.write_text("\n".join(lines))
+    assert (_fast_lines(path) is not None) is fast
+    assert [row["tasks"] or [] for row in _lines(tmp_path, path).to_pylist()] == [["a", "b"], []]
+    listing = read_v2(tmp_path, {"features": {}})[0]
+    assert (listing.indices.tolist(), listing.lengths.tolist()) == ([0, 2], [3, 5])
+    assert [listing.sentences(place) for place in range(2)] == [("a", "b"), ()]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [('{"episode_index": 1, "tasks": []}', "lacks episode_index or length in line 2"), ('{"epis', "truncated in line 2")],
+)
+def test_wrong_lines_of_version_2_are_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/episodes.jsonl").write_text(f"{EPISODES[0]}\n{line}")
+    with pytest.raises(DatasetError, match=message):
+        read_v2(tmp_path, {"features": {}})

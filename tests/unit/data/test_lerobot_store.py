@@ -172,7 +172,7 @@ def test_rows_of_several_episodes_in_any_order(tmp_path: Path) -> None:
 
 def test_keys_that_a_dataset_does_not_have(tmp_path: Path) -> None:
     v21(tmp_path / "d")
-    with pytest.raises(DatasetError, match="has no actions key 'actions'; it has action, observation.state"):
+    with pytest.raises(DatasetError, match=r"has no actions key 'actions' \(did you mean 'action'\?\); it has action, observation.state"):
         open_episodes(tmp_path / "d", spec=DatasetSpec(actions=["actions"]))
     with pytest.raises(DatasetError, match="has no pictures 'top' for camera 'front'; it has observation.images.corner2"):
         open_episodes(tmp_path / "d", spec=DatasetSpec(cameras={"front": "top"}))

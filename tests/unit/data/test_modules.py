@@ -22,6 +22,7 @@ from tests.synthetic_episodes import ACTION_NAMES, DATA_FILE, STATE_NAMES, VIEW,
 
 LENGTHS, TASKS = (12, 9, 20, 6, 15, 11), ["a", "a", "a", "b", "b", "b"]
 STRIDE, HORIZON = 2, 5
+HZ = 80.0  # control steps per second
 GEOMETRY: dict[str, Any] = {"observed": 5, "future": 4, "frame_interval": 2}
 
 
@@ -50,7 +51,11 @@ def shown(video: Tensor) -> list[tuple[int, int]]:
 def test_clips_show_what_they_say(made: Made) -> None:
     window = Window(**GEOMETRY)
     for batch in batches(clips(made), 4):
-        assert set(batch) == {"video", "prompt", "episode", "row", "position"}
+        assert set(batch) == {"video", "prompt", "frame_mask", "frame_hz", "dataset", "episode", "row", "position"}
+        assert batch["dataset"] == ["data"] * 8 and batch["frame_hz"].tolist() == [HZ / STRIDE / GEOMETRY["frame_interval"]] * 8
+        for mask, episode, row in zip(batch["frame_mask"].tolist(), batch["episode"].tolist(), batch["row"].tolist(), strict=True):
+            wanted = row + GEOMETRY["frame_interval"] * np.arange(-4, 5)
+            assert mask == [0 <= place < LENGTHS[episode] for place in wanted]
         assert batch["video"].dtype == torch.uint8 and batch["video"].shape == (8, 9, 16, 16, 3)
         for video, prompt, episode, row in zip(
             batch["video"], batch["prompt"], batch["episode"].tolist(), batch["row"].tolist(), strict=True
@@ -67,7 +72,9 @@ def test_demonstrations_show_what_they_say(made: Made, workers: int) -> None:
     assert [position for batch in seen for position in batch["position"].tolist()] == list(range(48))
     padded = 0
     for batch in seen:
-        assert set(batch) == {"observation", "future", "actions", "episode", "row", "position"}
+        masks, rates = {"frame_mask", "action_mask", "proprio_mask"}, {"frame_hz", "control_hz"}
+        assert set(batch) == {"observation", "future", "actions", "dataset", "episode", "row", "position"} | masks | rates
+        assert batch["control_hz"].tolist() == [HZ] * 8 and batch["dataset"] == ["data"] * 8
         observation = batch["observation"]
         assert observation["video"].shape == (8, 5, 16, 16, 3) and batch["future"].shape == (8, 4, 16, 16, 3)
         assert batch["actions"].dtype == observation["proprio"].dtype == torch.float32
@@ -80,6 +87,8 @@ def test_demonstrations_show_what_they_say(made: Made, workers: int) -> None:
             np.testing.assert_array_equal(observation["proprio"][k], made.states[episode][[max(row - 1, 0), row]])
             chunk = made.actions[episode][row * STRIDE :][:HORIZON]
             np.testing.assert_array_equal(batch["actions"][k][: len(chunk)], chunk)
+            assert batch["action_mask"][k].tolist() == [True] * len(chunk) + [False] * (HORIZON - len(chunk))
+            assert batch["proprio_mask"][k].tolist() == [row > 0, True]
             for beyond in batch["actions"][k][len(chunk) :]:
                 assert beyond.tolist() == [0, 0, chunk[-1][2]]
                 padded += 1
@@ -205,6 +214,16 @@ def test_full_windows_can_be_required(made: Made) -> None:
         clips(made, require_full_windows=True).setup()
     data = clips(made, require_full_windows=True, max_bad_fraction=0.9, validation_fraction=0.0)
     assert {index for batch in batches(data, 3) for index in batch["episode"].tolist()} == {2}
+
+
+def test_full_windows_are_counted_at_the_rate_of_the_windows(made: Made) -> None:
+    """Of 40 rows a second every fourth: 20 rows are 5."""
+    geometry: dict[str, Any] = {"frame_hz": 10, "observed": 1, "future": 4, "frame_interval": 1, "validation_fraction": 0.0}
+    with pytest.raises(DatasetError, match="5 of 6 episodes .*\n  episode 0: it has 3 rows, fewer than 5"):
+        clips(made, require_full_windows=True, **geometry).setup()
+    data = clips(made, require_full_windows=True, max_bad_fraction=0.9, **geometry)
+    assert {index for batch in batches(data, 3) for index in batch["episode"].tolist()} == {2}
+    assert data.skipped["data/0"] == "require_full_windows: it has 3 rows, fewer than 5"
 
 
 def test_a_dataset_smaller_than_a_batch(tmp_path: Path) -> None:

@@ -24,6 +24,15 @@ def test_long_episodes_stay_exact():
     assert rate_places(10**6, 29.97, 4.995).low[-1] == 999_996
 
 
+def test_a_computed_rate_stays_exact_in_long_episodes():
+    """Its digits are no short fraction: as one they would not fit into 64 bits after some minutes."""
+    found = rate_places(10**6, 30_000 / 1_001, 20)
+    exact = rate_places(10**6, "30000/1001", 20)
+    np.testing.assert_array_equal(found.low, exact.low)
+    np.testing.assert_array_equal(found.share, exact.share)
+    assert found.low[-1] == 999_998 and (np.diff(found.low) >= 1).all()
+
+
 @pytest.mark.parametrize(("source", "target"), [(30, 20), (20, 30), (10, 3), (3, 10), (25, 30), (15, "30000/1001"), (5, 20), (7.5, 5)])
 def test_rates_that_do_not_divide_against_fractions(source, target):
     places = rate_places(50, source, target)

@@ -1,15 +1,18 @@
 """Every description in conf/dataset describes a dataset, with a function that exists, and mixtures name descriptions that exist."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from mimicvideo.compose import CONF
 from mimicvideo.data.errors import DatasetError
-from mimicvideo.data.open import FORMATS
+from mimicvideo.data.open import FORMATS, open_episodes
 from mimicvideo.data.spec import SPECS, DatasetSpec, load_spec
 from mimicvideo.data.standards import find
+from tests.every_format import HDF5, hdf5
 
 NAMES = sorted(path.stem for path in SPECS.glob("*.yaml"))
 MIXTURES = sorted(CONF.glob("data/oxe_*.yaml"))
@@ -71,3 +74,41 @@ def test_faulty_descriptions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="is no function"):
         find("mimicvideo.data.oxe:nothing")
     assert load_spec(None) == DatasetSpec()
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ("hz: fast", "hz must be positive, a number of rows per second, got 'fast'"),
+        ("cameras: [front]", r"cameras must map names to keys of pictures, such as \{front: KEY\}, got \['front'\]"),
+        ("actions: action", r"actions must be a list of names, such as \[action\], got 'action'"),
+        ("proprio: [1, 2]", r"proprio must be a list of names, such as \[NAME\], got \[1, 2\]"),
+        ("task: [name]", r"task must be a text, got \['name'\]"),
+        ("drop_first: 1.5", "drop_first must be a whole number of rows, got 1.5"),
+        ("hz: [1", "is no yaml: .*line 1"),
+    ],
+)
+def test_values_of_another_kind_are_refused_by_key(tmp_path: Path, description: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(description)
+    with pytest.raises(DatasetError, match=f"x.yaml.*{message}"):
+        load_spec(str(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"actions": ["actoins"]}, r"no actions key 'actoins' \(did you mean 'actions'\?\); it has actions, obs/x, obs/y"),
+        ({"task": "name"}, "no task key 'name'; it has instruction"),
+        ({"interpolate": ["obs/z"]}, "no interpolate key 'obs/z'.*; it has actions, obs/x, obs/y"),
+        ({"hz": 7}, "hz of the description is 7, but .* has 10 rows a second: remove hz, or correct it"),
+        ({"hz": 9.5}, None),  # about as measured
+    ],
+)
+def test_what_a_dataset_does_not_have_is_refused_by_key(tmp_path: Path, given: dict[str, Any], message: str | None) -> None:
+    hdf5(tmp_path / "d")
+    spec = replace(HDF5, **given)
+    if message is None:
+        assert open_episodes(tmp_path / "d", spec=spec).control_hz == given["hz"]
+        return
+    with pytest.raises(DatasetError, match=message):
+        open_episodes(tmp_path / "d", spec=spec)

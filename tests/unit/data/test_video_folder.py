@@ -1,9 +1,11 @@
 """Folders of videos with captions."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -90,6 +92,44 @@ def test_videos_at_a_described_rate(tmp_path: Path, hz: float, rows: int, expect
     (episode,) = reader.episodes
     assert (reader.control_hz, episode.length) == (hz, rows)
     assert [what_is_shown(frame)[1] for frame in reader.frames(episode, np.arange(rows))] == expected
+
+
+def timed(path: Path, ticks: list[int], rate: int = 1000) -> None:
+    """A clip whose frames are shown at these ticks."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=30, options={"crf": "4"})
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "yuv444p"
+        stream.codec_context.time_base = Fraction(1, rate)
+        for row, tick in enumerate(ticks):
+            frame = av.VideoFrame.from_ndarray(picture(0, row, 0, 16, 16), format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, rate)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+RANDOM = np.random.default_rng(0)
+UNEVEN = {
+    "a frame is missing": [100 * row + 100 * (row > 8) for row in range(18)],
+    "slower and slower": np.cumsum(np.arange(30, 30 + 8 * 18, 8)).tolist(),
+    "it starts late": [250 + 100 * row for row in range(18)],
+    "jitter": (100 * np.arange(18) + RANDOM.integers(-40, 40, 18)).clip(0).tolist(),
+}
+
+
+@pytest.mark.parametrize("ticks", UNEVEN.values(), ids=UNEVEN)
+@pytest.mark.parametrize("hz", [None, 7.0, 25.0])
+def test_uneven_videos_are_read_by_their_times(tmp_path: Path, ticks: list[int], hz: float | None) -> None:
+    timed(tmp_path / "a.mp4", ticks)
+    spec = DatasetSpec(hz=hz)
+    reader = open_episodes(tmp_path, spec=spec, verify="full")
+    (episode,) = reader.episodes
+    times = (np.array(ticks) - ticks[0]) / 1000
+    shown = [what_is_shown(frame)[1] for frame in reader.frames(episode, np.arange(episode.length))]
+    distance = np.abs(times - np.arange(episode.length)[:, None] / reader.control_hz)
+    assert (distance[np.arange(len(shown)), shown] <= distance.min(axis=1) + 1e-3).all()
+    assert abs(episode.length / reader.control_hz - times[-1]) < 2 / reader.control_hz + 0.2
+    few = [episode.length - 1, 2, episode.length // 2]
+    assert [what_is_shown(frame)[1] for frame in open_episodes(tmp_path, spec=spec).frames(episode, few)] == [shown[row] for row in few]
 
 
 def test_damaged_videos_are_named_and_can_be_skipped(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_chunk_is_relative_to_its_windows_state() -> None:
     source = Moving()
     view = View(source, representation=RELATIVE)
     window = Window(5, 4, horizon=6, stride=2)
-    batches = DemonstrationBatches([Member(view, episode, episode.index) for episode in view.episodes], window, 1, "repeat", ())
+    batches = DemonstrationBatches([Member(view, episode, episode.index, "data") for episode in view.episodes], window, 1, "repeat", ())
     batch = batches[[Item(position=0, episode=0, row=7), Item(position=1, episode=1, row=21)]]
     for sample, (number, row) in enumerate([(0, 7), (1, 21)]):
         stored = source.actions(source.episodes[number])
@@ -105,7 +105,7 @@ def test_a_chunk_is_relative_to_its_windows_state() -> None:
 def test_statistics_are_those_of_the_chunks_that_training_sees(tail: Any) -> None:
     view = View(Moving((9, 6)), representation=RELATIVE)
     window = Window(5, 4, horizon=5, stride=2)
-    members = [Member(view, episode, episode.index) for episode in view.episodes]
+    members = [Member(view, episode, episode.index, "data") for episode in view.episodes]
     batches = DemonstrationBatches(members, window, 1, tail, ())
     seen = batches[
         [Item(position=0, episode=number, row=row) for number, member in enumerate(members) for row in range(member.episode.length)]

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import zarr
 
+from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.open import open_episodes
 from mimicvideo.data.rotations import Format, from_matrix, to_matrix
 from mimicvideo.data.spec import DatasetSpec
 from mimicvideo.data.zarr_store import ZarrStore
-from tests.every_format import ZARR, write_zarr_episode, zarr_v2, zarr_zips
+from tests.every_format import ZARR, write_zarr_episode, zarr_v2, zarr_v3, zarr_zips
 
 START = 1_700_000_000_000_000_000  # ns; times are those of a clock
 
@@ -274,3 +275,32 @@ def test_the_fingerprint_of_numbers_leaves_out_pictures(tmp_path: Path) -> None:
     chunk.write_bytes(chunk.read_bytes() + b"\0")
     after = open_episodes(tmp_path / "z", spec=ZARR)
     assert (after.tables_fingerprint == before.tables_fingerprint, after.fingerprint == before.fingerprint) == (True, False)
+
+
+@pytest.mark.parametrize("write", [zarr_v2, zarr_v3, zarr_zips])
+def test_what_we_write_beside_the_data_does_not_change_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
+    spec = write(tmp_path / "d")
+    options: dict[str, Any] = {"observed": 5, "future": 4, "horizon": 4, "action_dim": 3, "proprio_dim": 2, "validation_fraction": 0.0}
+
+    def data() -> DemonstrationData:
+        return DemonstrationData(root=str(tmp_path / "d"), spec=spec, **options)
+
+    first, reader = data().statistics(), open_episodes(tmp_path / "d", spec=spec)
+    (tmp_path / "d/mimicvideo_captions.jsonl").write_text("")
+    again = open_episodes(tmp_path / "d", spec=spec)
+    assert (again.tables_fingerprint, again.fingerprint) == (reader.tables_fingerprint, reader.fingerprint)
+    monkeypatch.setattr(DemonstrationData, "_compute_statistics", lambda _: pytest.fail("they are on disk"))
+    np.testing.assert_array_equal(data().statistics()["actions"]["pooled"]["mean"], first["actions"]["pooled"]["mean"])
+
+
+def test_any_change_of_numbers_changes_the_data(tmp_path: Path) -> None:
+    spec = zarr_v2(tmp_path / "d")
+    before = open_episodes(tmp_path / "d", spec=spec)
+    shown = before.fingerprint, before.tables_fingerprint
+    group = zarr.open_group(tmp_path / "d", mode="r+")
+    group["episode_1/action_lowdim"][0, 0] += 1
+    after = open_episodes(tmp_path / "d", spec=spec)
+    assert (after.fingerprint != shown[0], after.tables_fingerprint != shown[1]) == (True, True)
+    group["episode_1/workspace_rgb"][0, 0, 0, 0] ^= 255
+    last = open_episodes(tmp_path / "d", spec=spec)
+    assert (last.fingerprint != after.fingerprint, last.tables_fingerprint != after.tables_fingerprint) == (True, False)
