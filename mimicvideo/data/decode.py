@@ -28,6 +28,7 @@ class VideoFacts:
     height: int
     width: int
     fps: float
+    bytes: int  # of the file
 
 
 _intervals: dict[Path, int] = {}  # frames between keyframes by file: long files have long indices
@@ -52,7 +53,8 @@ def inspect(path: Path) -> VideoFacts:
         if not frames:  # a container without an index: count its packets
             container.seek(0, stream=stream)
             frames = sum(packet.size > 0 for packet in container.demux(stream))
-        return VideoFacts(frames, first.height, first.width, float(stream.average_rate or stream.guessed_rate or 0))
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        return VideoFacts(frames, first.height, first.width, rate, path.stat().st_size)
 
 
 def decode_frames(

@@ -212,7 +212,20 @@ class ClipData(LightningDataModule):
         Raises:
             DatasetError: If it cannot be used.
         """
-        return self._view(self._sources[name].open(self._cameras, **{"size": self._size, **self._reader_options, **options}))
+        return self._view(self._sources[name].open(self._cameras, name=name, **{"size": self._size, **self._reader_options, **options}))
+
+    @property
+    def anchor_interval(self) -> int:
+        """Rows from one window to the next."""
+        return self._every
+
+    def unlabelled(self, name: str, reader: Episodes) -> dict[int, str]:
+        """Why the captions' policy does not use episodes of a dataset, by their index.
+
+        Raises:
+            DatasetError: If its file of long captions is damaged.
+        """
+        return {} if self._caption_options is None else Captioning(self._caption_options, {name: reader}, self._seed).dropped[name]
 
     def held_out(self, reader: Episodes) -> set[int]:
         """Indices of a dataset's episodes that validate."""
