@@ -7,6 +7,7 @@ from mimicvideo.audit.calibration import RELATED, ROWS, Calibration
 from mimicvideo.audit.findings import Findings, kind_of
 from mimicvideo.audit.judge_pictures import judge_pictures
 from mimicvideo.audit.population import Population, log_slope, loss
+from mimicvideo.audit.signals import STILL
 from mimicvideo.data.episodes import Episodes
 
 UNITS = 1.0  # decades: nature varies by less, and the smallest usual mistake of units (57.3, degrees for radians) by more
@@ -45,7 +46,7 @@ class Judge:
             self._times(numbers["times"], index)
         constant: set[tuple[str, int]] = set()
         if "actions" in numbers:
-            constant = self._constant(numbers, index)
+            constant = self._constant(numbers, index) if summary["length"] >= ROWS else set()  # in a few rows many a dimension rests
             self._magnitude(numbers, index)
             self._saturated(numbers, summary["length"], index)
             for number, gripper in enumerate(numbers["gripper"]):
@@ -120,18 +121,32 @@ class Judge:
             self.findings.add("timestamp_gap", index, text)
 
     def _constant(self, numbers: dict[str, Any], index: int) -> set[tuple[str, int]]:
-        found = set()
+        found, resting = set(), self._resting(numbers)
         for kind, what in (("actions", "constant_action"), ("proprio", "constant_proprio")):
             grippers = self.calibration.action_grippers if kind == "actions" else self.calibration.state_grippers
             still = [dim for dim, (low, high) in enumerate(zip(numbers[kind]["min"], numbers[kind]["max"], strict=True)) if low == high]
             still = [dim for dim in still if dim not in grippers]
             # Of several tasks some may not need every dimension, but none no dimension at all.
             nothing = self.usual.varied and len(still) == len(self.names[kind]) - len(grippers)
+            if any((kind, dim) not in resting for dim in range(len(self.names[kind])) if dim not in grippers):
+                still = [dim for dim in still if (kind, dim) not in resting]
             dims = [dim for dim in still if self._rarely(f"{kind}/{dim}/constant", nothing)]
             if dims:
                 value = ", ".join(f"{numbers[kind]['min'][dim]:.4g}" for dim in dims)
                 self.findings.add(what, index, f"{self._dims(kind, dims)} stay at {value}, in other episodes they change")
             found |= {(kind, dim) for dim in dims}
+        return found
+
+    def _resting(self, numbers: dict[str, Any]) -> set[tuple[str, int]]:
+        """Dimensions that are told to stay and do: an arm that a task does not need, an axis along which nothing is to be moved."""
+        found = set()
+        for relation in self.calibration.relations:
+            low, high = (numbers["actions"][end][relation.action] for end in ("min", "max"))
+            told = high - low if relation.mode == "absolute" else max(abs(low), abs(high))
+            moved = numbers["proprio"]["max"][relation.state] - numbers["proprio"]["min"][relation.state]
+            # In a whole episode no farther than in one row of a fast motion: encoders are noisy.
+            if told <= STILL * self.calibration.action_scale[relation.action] and moved <= self.calibration.speed[relation.state]:
+                found |= {("actions", relation.action), ("proprio", relation.state)}
         return found
 
     def _rarely(self, name: str, unknown: bool = False) -> bool:

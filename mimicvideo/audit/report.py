@@ -108,7 +108,7 @@ def _samples(dataset: Mapping[str, Any]) -> str:
         "stage_2": "samples of stage 2",
         "full": "windows without a repeated frame",
     }
-    columns = ("training", "validation", "quarantined")
+    columns = ("training", "validation", "unlabelled", "quarantined")
     rows = [[title, *(f"{dataset['samples'][name][column]:,}" for column in columns)] for name, title in names.items()]
     return page.table(["", *columns], rows)
 
