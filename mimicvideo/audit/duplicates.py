@@ -171,7 +171,7 @@ def _near(rows: np.ndarray, limit: float, told: set[tuple[int, int]], reader: Ep
         one, other = one[near], other[near]
         close = np.linalg.norm(places[one] - places[other], axis=1) <= limit
         pairs |= {(min(a, b), max(a, b)) for a, b in zip(one[close].tolist(), other[close].tolist(), strict=True)}
-    episodes = {episode.index: episode for episode in reader.episodes} if pairs else {}
+    place_of = {index: place for place, index in enumerate(reader.episodes.indices.tolist())} if pairs else {}
     for a, b in sorted(pairs):
         earlier, later = int(rows["index"][a]), int(rows["index"][b])
         if (earlier, later) in told:
@@ -181,7 +181,7 @@ def _near(rows: np.ndarray, limit: float, told: set[tuple[int, int]], reader: Ep
                 findings.add("near_duplicate", later, f"its pictures are almost those of episode {earlier}")
         elif rows["name"][a] != rows["name"][b]:
             findings.add("near_duplicate", later, f"its motion is almost that of episode {earlier}, which has another task or instruction")
-        elif _is_noise(reader, episodes[earlier], episodes[later]):
+        elif _is_noise(reader, reader.episodes[place_of[earlier]], reader.episodes[place_of[later]]):
             findings.add("near_duplicate", later, f"its motion is that of episode {earlier} but for noise")
 
 

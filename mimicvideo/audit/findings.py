@@ -57,6 +57,7 @@ LISTED = 1000  # findings of one kind in one dataset that are kept with their te
 
 # What readers say about episodes that they refuse, most specific first.
 _REASONS = [
+    (r"\.parquet (is missing|is damaged|holds|lacks|has)", "unusable"),
     (r"(caption|text) .*cannot be read|is no (UTF-8 )?text|holds .* where a sentence should be", "unusable"),
     (r"(stamps|times) do not (increase|ascend)", "timestamps_not_increasing"),
     (r"NaN or infinite", "not_finite"),

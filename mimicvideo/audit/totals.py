@@ -49,7 +49,7 @@ def count_samples(
 
 def describe(reader: Episodes) -> dict[str, Any]:
     """What a dataset holds, told without reading its pictures."""
-    lengths = np.array([episode.length for episode in reader.episodes], np.int64)
+    lengths = reader.episodes.lengths
     rate = reader.control_hz / reader.stride
     frames = int(lengths.sum())
     sampled = lengths[evenly(len(lengths), KEPT_LENGTHS)]

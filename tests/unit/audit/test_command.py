@@ -122,6 +122,7 @@ def test_a_warning_is_no_error(corpus: Corpus, tmp_path: Path, monkeypatch: pyte
         (["--data=/nowhere", "--data.future=7"], "the nearest values of future are 4 and 8"),
         (["--data=/nowhere", "--data.obsreved=5"], "did you mean"),
         (["--data=/nowhere", "--num_workers=-1"], "--num_workers must not be negative, got -1"),
+        (["--data=/nowhere", "--thumbnails=-1"], "--thumbnails must not be negative, got -1"),
         (["--data=/nowhere", "--fail-on=fatal"], "invalid choice: 'fatal'"),
     ],
 )
