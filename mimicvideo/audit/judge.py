@@ -52,11 +52,11 @@ class Judge:
             for number, gripper in enumerate(numbers["gripper"]):
                 self._gripper(number, gripper, index)
             if "follow" in numbers:
-                self._follow(numbers["follow"], constant, index)
+                self._follow(numbers["follow"], constant | self._resting(numbers), index)
         if "idle" in numbers and not self._stands(numbers, summary["length"]):
             self._idle(numbers["idle"], summary["length"], index)
         if "pictures" in summary:
-            judge_pictures(summary["pictures"], summary["length"], index, self.usual, self.findings, self.robot)
+            judge_pictures(summary["pictures"], index, self.usual, self.findings, self.robot)
 
     def dataset(self) -> None:
         """Adds what is wrong with all episodes alike."""
@@ -200,13 +200,13 @@ class Judge:
                 text = f"{name} starts at {gripper['first']:.3g}, in other episodes at {first.median:.3g}"
                 self.findings.add("inverted_gripper", index, text)
 
-    def _follow(self, follow: dict[str, Any], constant: set[tuple[str, int]], index: int) -> None:
+    def _follow(self, follow: dict[str, Any], still: set[tuple[str, int]], index: int) -> None:
         relations, fit = self.calibration.relations, self.usual["follow/fit"]
         own = [self.usual[f"follow/{number}/own"] for number in range(len(relations))]
         steady = [
             number
             for number, relation in enumerate(relations)
-            if own[number].median >= RELATED and not {("actions", relation.action), ("proprio", relation.state)} & constant
+            if own[number].median >= RELATED and not {("actions", relation.action), ("proprio", relation.state)} & still
         ]
         names = {number: self.names["actions"][relations[number].action] for number in steady}
         cross, crossed = follow["cross"], [self.usual[f"follow/{number}/cross"] for number in range(len(relations))]

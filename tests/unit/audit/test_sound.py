@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mimicvideo.audit.dataset import Plan, audit_dataset
 from mimicvideo.data.sources import Source
+from mimicvideo.data.view import View
 from mimicvideo.data.window import Window
 from tests.faults import BAD, CENTRE, SCALE, Corpus, Recording, make_corpus, render, write
 
@@ -55,3 +57,26 @@ def test_episodes_of_five_rows(corpus: Corpus, tmp_path: Path) -> None:
     short = {index: recording.rows(np.arange(10, 15)) for index, recording in enumerate(corpus.recordings)}
     short[BAD].actions[:, 0] = short[BAD].actions[:, 0].max()  # at its limit all the time
     assert found(write(tmp_path / "data", corpus, short), tmp_path) == []
+
+
+def test_an_arm_that_rests_altogether_is_not_asked_to_follow(corpus: Corpus, tmp_path: Path) -> None:
+    recording = corpus.recordings[BAD]
+    noise = 0.01 * SCALE * np.random.default_rng(0).normal(size=(len(recording.states), 6))
+    actions, states = recording.actions.copy(), recording.states.copy()
+    actions[:, :6], states[:, :6] = 1e-4 * noise, CENTRE + noise
+    changed = {BAD: replace(recording, actions=actions, states=states, frames=render(states))}
+    kinds = {kind for kind, _, _ in found(write(tmp_path / "data", corpus, changed), tmp_path)}
+    assert not kinds & {"inconsistent_actions", "swapped_dims", "inverted_dim", "wrong_units", "shifted_actions"}
+
+
+@pytest.mark.parametrize("hz", [15.0, 20.0, 50.0])
+@pytest.mark.parametrize("numbers", [True, False])
+def test_pictures_that_a_higher_rate_shows_again(numbers: bool, hz: float, corpus: Corpus, tmp_path: Path) -> None:
+    source = Source(str(write(tmp_path / "data", corpus))).open(["front"], ram_cache_gb=0.0)
+    all_as_they_are = {"all": {"kind": "other", "dims": list(range(7))}}
+    represented: dict[str, Any] = {"proprio": all_as_they_are, "actions": all_as_they_are}
+    reader = View(source, hz, hz, represented, numbers=numbers) if numbers else View(source, hz, numbers=False)
+    assert len(reader.picture_rows(reader.episodes[0])) == source.episodes[0].length < reader.episodes[0].length
+    audited = audit_dataset("data", reader, set(), Plan(Window(1, 4), "quick", "en", 0, tmp_path), lambda frames, new: None)
+    kinds = {finding.kind for finding in audited.findings}
+    assert not kinds & {"dropped_frames", "frozen_video", "idle_head", "idle_tail"}
