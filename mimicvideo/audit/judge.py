@@ -63,7 +63,9 @@ class Judge:
         for kind in ("actions", "proprio"):
             grippers = self.calibration.action_grippers if kind == "actions" else self.calibration.state_grippers
             never = [dim for dim in range(len(self.names[kind])) if self.usual[f"{kind}/{dim}/constant"].mean == 1 and dim not in grippers]
-            if never:
+            if never and len(never) == len(self.names[kind]) - len(grippers):
+                self.findings.add("nothing_changes", None, f"in no episode do {kind} ever change")
+            elif never:
                 self.findings.add("unused_dim", None, f"{kind} never change in {self._dims(kind, never)}")
         lag = self.usual["follow/lag"].median
         if self.usual["follow/fit"].median >= RELATED and lag <= -0.75:

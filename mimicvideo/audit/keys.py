@@ -7,7 +7,8 @@ KEYS = {
     "machine": "processor and cores",
     "window": "of the training configuration: observed and future frames, frame_interval and rows of the dataset, horizon in control "
     "steps, anchor_interval (rows from one window to the next)",
-    "kinds.*": "every kind of fault that is looked for: severity (error: the episode goes into quarantine; warning) and what it means",
+    "kinds.*": "every kind of fault that is looked for: severity (error: the episode goes into quarantine; warning; note: "
+    "may be meant so) and what it means",
     "keys.*": "this list",
     "datasets[].name": "of the source in the configuration",
     "datasets[].problem": "why it cannot be opened, and then what needs an open dataset is left out; else null",

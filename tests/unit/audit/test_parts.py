@@ -107,7 +107,7 @@ def test_findings_are_counted_beyond_those_that_are_listed() -> None:
     assert findings.counts == {"black_frames": 3000, "no_instruction": 3000}
     assert len(list(findings)) == 2000 and len(findings.quarantined) == 3000
     assert next(iter(findings)).severity == "error"
-    assert {severity for severity, _ in KINDS.values()} == {"error", "warning"}
+    assert {severity for severity, _ in KINDS.values()} == {"error", "warning", "note"}
 
 
 def test_a_kind_with_many_findings_leaves_room_for_others() -> None:

@@ -80,3 +80,19 @@ def test_pictures_that_a_higher_rate_shows_again(numbers: bool, hz: float, corpu
     audited = audit_dataset("data", reader, set(), Plan(Window(1, 4), "quick", "en", 0, tmp_path), lambda frames, new: None)
     kinds = {finding.kind for finding in audited.findings}
     assert not kinds & {"dropped_frames", "frozen_video", "idle_head", "idle_tail"}
+
+
+def test_dimensions_that_no_episode_uses_are_a_note(corpus: Corpus, tmp_path: Path) -> None:
+    def without(recording: Recording, dims: list[int]) -> Recording:
+        actions, states = recording.actions.copy(), recording.states.copy()
+        actions[:, dims] = states[:, dims] = 0
+        return replace(recording, actions=actions, states=states)
+
+    for dims, kind, severity in (([3, 4], "unused_dim", "note"), (list(range(6)), "nothing_changes", "warning")):
+        root = write(tmp_path / kind, corpus, {index: without(recording, dims) for index, recording in enumerate(corpus.recordings)})
+        reader = Source(str(root)).open(["front"], ram_cache_gb=0.0)
+        audited = audit_dataset("data", reader, set(), Plan(Window(1, 4), "quick", "en", 0, tmp_path), lambda frames, new: None)
+        told = {(finding.kind, finding.severity, finding.episode) for finding in audited.findings}
+        assert (kind, severity, None) in told
+        if severity == "note":
+            assert told == {(kind, severity, None)} and audited.findings.number("warning") == 0
