@@ -1,7 +1,7 @@
 """The audit's page: what each dataset holds, what is wrong with it, plots and pictures, in one file that needs no other."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def _findings(dataset: Mapping[str, Any]) -> str:
     return counts + page.table(["severity", "episode", "kind", "what was found"], rows) + note
 
 
-def _some_of_each(findings: list[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+def _some_of_each(findings: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
     """At most so many findings in their order: as many of a kind that has many as leaves room for those of all others."""
     turn: dict[str, int] = {}
     turns = []
