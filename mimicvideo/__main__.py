@@ -63,10 +63,13 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(_fail(verb, error, status=2))
     except Exception as error:
-        ours = _raised_by_us(error)
+        ours, status = _raised_by_us(error), 2 if verb == "audit" else 1  # 1 of an audit says that something was found
         if ours is None or os.environ.get("MIMICVIDEO_TRACEBACK"):
-            raise
-        sys.exit(_fail(verb, ours, status=1, hint="(MIMICVIDEO_TRACEBACK=1 shows where this was raised)"))
+            if verb != "audit":
+                raise
+            traceback.print_exc()
+            sys.exit(status)
+        sys.exit(_fail(verb, ours, status, hint="(MIMICVIDEO_TRACEBACK=1 shows where this was raised)"))
 
 
 def run(verb: str, argv: list[str]) -> None:

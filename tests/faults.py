@@ -373,6 +373,14 @@ FAULTS: dict[str, Fault] = {
         "copied_pictures",
         again=lambda corpus: replace(stretched(record(40), len(corpus.recordings[3].states)), frames=corpus.recordings[3].frames),
     ),
+    "one_camera_of_another": Fault(
+        "copied_pictures",
+        again=lambda corpus: replace(
+            (other := stretched(record(40), len(corpus.recordings[3].states))),
+            frames={**other.frames, "side": corpus.recordings[3].frames["side"]},
+        ),
+        cameras=CAMERAS,
+    ),
     "empty_instruction": Fault("no_instruction", lambda recording, corpus: replace(recording, instruction="")),
     "placeholder_instruction": Fault("placeholder_instruction", lambda recording, corpus: replace(recording, instruction="TODO")),
     "german_instruction": Fault(

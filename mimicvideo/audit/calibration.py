@@ -145,9 +145,9 @@ def _relations(
 def _median_where_moving(tables: Float64[np.ndarray, "episodes a b"]) -> Float64[np.ndarray, "a b"]:
     """Median over the episodes in which both dimensions move at all; 0 where less than half of them do."""
     moving = tables != 0
-    with np.errstate(all="ignore"):
-        medians = np.nanmedian(np.where(moving, tables, np.nan), axis=0) if moving.any() else np.zeros(tables.shape[1:])
-    return np.where(moving.mean(0) >= 0.5, np.nan_to_num(medians), 0.0)
+    often, medians = moving.mean(0) >= 0.5, np.zeros(tables.shape[1:])
+    medians[often] = np.nanmedian(np.where(moving, tables, np.nan)[:, often], axis=0)
+    return medians
 
 
 def _without(row: np.ndarray, dims: list[int]) -> np.ndarray:

@@ -31,6 +31,8 @@ def audit(argv: Sequence[str], training_data: Callable[[list[str]], dict[str, An
     options, rest = _parser().parse_known_args(list(argv))
     if options.num_workers < 0:
         raise ConfigError(f"--num_workers must not be negative, got {options.num_workers}")
+    if options.thumbnails < 0:
+        raise ConfigError(f"--thumbnails must not be negative, got {options.thumbnails}")
     given = _data_flags(options, rest)
     configuration = training_data(given) if options.config else None
 

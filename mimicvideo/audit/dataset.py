@@ -1,7 +1,7 @@
 """The audit of one dataset: opened as training would, every episode summarised, and the summaries judged beside each other."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Plan:
         language: That instructions should have; `any` accepts all.
         num_workers: Processes; 0 works in this one.
         folder: Where results are kept.
+        every: Rows from one window to the next.
     """
 
     window: Window
@@ -57,9 +58,12 @@ class Plan:
     language: str
     num_workers: int
     folder: Path
+    every: int = 1
 
 
-def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, done: Callable[[int, bool], None]) -> Audited:
+def audit_dataset(
+    name: str, reader: Episodes, held_out: set[int], plan: Plan, done: Callable[[int, bool], None], unlabelled: Collection[int] = ()
+) -> Audited:
     """Audits a dataset that is open.
 
     Summaries go to a file, line by line, and are read from there once for what is usual, once for what is not, and once more for
@@ -71,6 +75,7 @@ def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, d
         held_out: Episodes that validate.
         plan: How.
         done: Called with the frames of each episode that is finished, and whether it was read now.
+        unlabelled: Episodes that training does not use because of their captions.
 
     Raises:
         OSError: If results cannot be written, or a process dies.
@@ -109,7 +114,7 @@ def audit_dataset(name: str, reader: Episodes, held_out: set[int], plan: Plan, d
     content = {
         **describe(reader),
         "skipped": {str(index): reason for index, reason in reader.skipped.items()},
-        "samples": count_samples(reader, plan.window, held_out, set(findings.quarantined)),
+        "samples": count_samples(reader, plan.window, plan.every, held_out, set(unlabelled), set(findings.quarantined)),
         "timestamps": rates.result(),
         "instructions": {
             "episodes_without": instructions.without,

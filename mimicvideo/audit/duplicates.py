@@ -21,18 +21,6 @@ NOISE = 0.3  # autocorrelation of a difference: that of two motions is smooth, n
 ALIKE = 3.0  # levels of 255 by which a coarse picture of the same scene differs after another encoding
 COMPARED = 512  # episodes whose distances are taken as typical
 
-_ROW = np.dtype(
-    [
-        ("index", "<i8"),
-        ("length", "<i8"),
-        ("actions", "<u8"),
-        ("proprio", "<u8"),
-        ("pictures", "<u8"),
-        ("name", "<u8"),
-        ("place", "<f4", (DESCRIPTOR_SIZE,)),
-        ("glimpse", "u1", (GLIMPSE,)),
-    ]
-)
 _LINKS = 8  # later neighbours in the sorted order that an episode is compared with
 
 
@@ -42,18 +30,36 @@ def find_duplicates(summaries: Iterable[dict[str, Any]], count: int, reader: Epi
         return
     robot = bool(reader.action_names or reader.proprio_names)
     with tempfile.TemporaryDirectory() as folder:
-        rows = np.memmap(Path(folder) / "episodes", _ROW, "w+", shape=(count,))
+        cameras = [camera.name for camera in reader.cameras]
+        rows = np.memmap(Path(folder) / "episodes", _columns(len(cameras)), "w+", shape=(count,))
         used = 0
         for summary in summaries:
-            rows[used] = _row(summary, robot)
+            rows[used] = _row(summary, cameras, robot)
             used += 1
         rows = rows[np.argsort(rows["index"][:used], kind="stable")]
         limit = _limit(rows, CLOSE if robot else SEEN)
         told = _equal(rows, limit, findings)
+        told |= _equal_cameras(rows, cameras, told, findings)
         _near(rows, limit, told, reader, findings)
 
 
-def _row(summary: dict[str, Any], robot: bool) -> tuple[Any, ...]:
+def _columns(cameras: int) -> np.dtype[np.void]:
+    return np.dtype(
+        [
+            ("index", "<i8"),
+            ("length", "<i8"),
+            ("actions", "<u8"),
+            ("proprio", "<u8"),
+            ("pictures", "<u8"),
+            ("cameras", "<u8", (cameras,)),
+            ("name", "<u8"),
+            ("place", "<f4", (DESCRIPTOR_SIZE,)),
+            ("glimpse", "u1", (GLIMPSE,)),
+        ]
+    )
+
+
+def _row(summary: dict[str, Any], cameras: list[str], robot: bool) -> tuple[Any, ...]:
     numbers, pictures = summary.get("numbers", {}), summary.get("pictures", {})
     hashes = numbers.get("hash", {})
     seen = [camera["hash"] for camera in pictures.values()]
@@ -68,6 +74,7 @@ def _row(summary: dict[str, Any], robot: bool) -> tuple[Any, ...]:
         hash_of(hashes.get("actions")),
         hash_of(hashes.get("proprio")),
         together,
+        [hash_of(pictures[camera]["hash"]) if camera in pictures else 0 for camera in cameras],
         name,
         place,
         glimpse,
@@ -110,6 +117,20 @@ def _equal(rows: np.ndarray, limit: float, findings: Findings) -> set[tuple[int,
     return told
 
 
+def _equal_cameras(rows: np.ndarray, cameras: list[str], told: set[tuple[int, int]], findings: Findings) -> set[tuple[int, int]]:
+    """Adds pictures of single cameras that are those of another episode; returns the pairs, of indices."""
+    pairs: dict[tuple[int, int], list[str]] = {}
+    for number, camera in enumerate(cameras):
+        places = _first(rows["cameras"][:, number])
+        for here in np.flatnonzero(places >= 0).tolist():
+            pair = int(rows["index"][places[here]]), int(rows["index"][here])
+            if pair not in told:
+                pairs.setdefault(pair, []).append(camera)
+    for (other, index), names in sorted(pairs.items(), key=lambda item: item[0][1]):
+        findings.add("copied_pictures", index, f"its pictures of camera {', '.join(names)} are those of episode {other}")
+    return set(pairs)
+
+
 def _kinds(rows: np.ndarray, here: int) -> int:
     """How many kinds of numbers an episode has that could be repeated."""
     return int(rows["actions"][here] > 0) + int(rows["proprio"][here] > 0)
@@ -150,7 +171,7 @@ def _near(rows: np.ndarray, limit: float, told: set[tuple[int, int]], reader: Ep
         one, other = one[near], other[near]
         close = np.linalg.norm(places[one] - places[other], axis=1) <= limit
         pairs |= {(min(a, b), max(a, b)) for a, b in zip(one[close].tolist(), other[close].tolist(), strict=True)}
-    episodes = {episode.index: episode for episode in reader.episodes} if pairs else {}
+    place_of = {index: place for place, index in enumerate(reader.episodes.indices.tolist())} if pairs else {}
     for a, b in sorted(pairs):
         earlier, later = int(rows["index"][a]), int(rows["index"][b])
         if (earlier, later) in told:
@@ -160,7 +181,7 @@ def _near(rows: np.ndarray, limit: float, told: set[tuple[int, int]], reader: Ep
                 findings.add("near_duplicate", later, f"its pictures are almost those of episode {earlier}")
         elif rows["name"][a] != rows["name"][b]:
             findings.add("near_duplicate", later, f"its motion is almost that of episode {earlier}, which has another task or instruction")
-        elif _is_noise(reader, episodes[earlier], episodes[later]):
+        elif _is_noise(reader, reader.episodes[place_of[earlier]], reader.episodes[place_of[later]]):
             findings.add("near_duplicate", later, f"its motion is that of episode {earlier} but for noise")
 
 

@@ -10,7 +10,7 @@ from mimicvideo.data.episodes import Episode, Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.scan import Verify
 
-VERSION = 2  # of the summary: another number, and results that are kept are made again
+VERSION = 3  # of the summary: another number, and results that are kept are made again
 
 
 def summarise(reader: Episodes, episode: Episode, calibration: Calibration, verify: Verify) -> dict[str, Any]:

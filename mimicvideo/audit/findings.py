@@ -4,11 +4,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Severity = Literal["warning", "error"]
+Severity = Literal["note", "warning", "error"]
 
 # An error makes an episode teach something false or fail to load, and puts it into quarantine. A warning wastes samples or asks for a look.
+# A note tells what sound data may have by design, and never decides the status.
 KINDS: dict[str, tuple[Severity, str]] = {
     "unusable": ("error", "the reader refuses it"),
     "not_finite": ("error", "NaN or infinite numbers"),
@@ -29,7 +30,8 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "gripper_range": ("error", "the gripper's commands have other limits"),
     "constant_action": ("error", "an action dimension never changes"),
     "constant_proprio": ("error", "a state dimension never changes"),
-    "unused_dim": ("warning", "a dimension is constant over the whole dataset"),
+    "nothing_changes": ("warning", "all dimensions of actions or states are constant over the whole dataset"),
+    "unused_dim": ("note", "a dimension is constant over the whole dataset"),
     "saturated_action": ("warning", "an action dimension stays at its limits"),
     "black_frames": ("error", "pictures without light"),
     "blank_frames": ("error", "pictures of one colour"),
@@ -57,6 +59,7 @@ LISTED = 1000  # findings of one kind in one dataset that are kept with their te
 
 # What readers say about episodes that they refuse, most specific first.
 _REASONS = [
+    (r"\.parquet (is missing|is damaged|holds|lacks|has)", "unusable"),
     (r"(caption|text) .*cannot be read|is no (UTF-8 )?text|holds .* where a sentence should be", "unusable"),
     (r"(stamps|times) do not (increase|ascend)", "timestamps_not_increasing"),
     (r"NaN or infinite", "not_finite"),
@@ -108,8 +111,8 @@ class Findings:
             self._errors[episode] = f"{before}; {kind}: {text}" if before else f"{kind}: {text}"
 
     def __iter__(self) -> Iterator[Finding]:
-        """Errors before warnings, then by kind as in KINDS and by episode."""
-        for kind in sorted(self._listed, key=lambda kind: (KINDS[kind][0] != "error", list(KINDS).index(kind))):
+        """Errors before warnings before notes, then by kind as in KINDS and by episode."""
+        for kind in sorted(self._listed, key=lambda kind: (-get_args(Severity).index(KINDS[kind][0]), list(KINDS).index(kind))):
             yield from sorted(self._listed[kind], key=lambda finding: -1 if finding.episode is None else finding.episode)
 
     def number(self, severity: Severity) -> int:

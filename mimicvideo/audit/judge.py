@@ -7,6 +7,7 @@ from mimicvideo.audit.calibration import RELATED, ROWS, Calibration
 from mimicvideo.audit.findings import Findings, kind_of
 from mimicvideo.audit.judge_pictures import judge_pictures
 from mimicvideo.audit.population import Population, log_slope, loss
+from mimicvideo.audit.signals import STILL
 from mimicvideo.data.episodes import Episodes
 
 UNITS = 1.0  # decades: nature varies by less, and the smallest usual mistake of units (57.3, degrees for radians) by more
@@ -45,24 +46,26 @@ class Judge:
             self._times(numbers["times"], index)
         constant: set[tuple[str, int]] = set()
         if "actions" in numbers:
-            constant = self._constant(numbers, index)
+            constant = self._constant(numbers, index) if summary["length"] >= ROWS else set()  # in a few rows many a dimension rests
             self._magnitude(numbers, index)
             self._saturated(numbers, summary["length"], index)
             for number, gripper in enumerate(numbers["gripper"]):
                 self._gripper(number, gripper, index)
             if "follow" in numbers:
-                self._follow(numbers["follow"], constant, index)
+                self._follow(numbers["follow"], constant | self._resting(numbers), index)
         if "idle" in numbers and not self._stands(numbers, summary["length"]):
             self._idle(numbers["idle"], summary["length"], index)
         if "pictures" in summary:
-            judge_pictures(summary["pictures"], summary["length"], index, self.usual, self.findings, self.robot)
+            judge_pictures(summary["pictures"], index, self.usual, self.findings, self.robot)
 
     def dataset(self) -> None:
         """Adds what is wrong with all episodes alike."""
         for kind in ("actions", "proprio"):
             grippers = self.calibration.action_grippers if kind == "actions" else self.calibration.state_grippers
             never = [dim for dim in range(len(self.names[kind])) if self.usual[f"{kind}/{dim}/constant"].mean == 1 and dim not in grippers]
-            if never:
+            if never and len(never) == len(self.names[kind]) - len(grippers):
+                self.findings.add("nothing_changes", None, f"in no episode do {kind} ever change")
+            elif never:
                 self.findings.add("unused_dim", None, f"{kind} never change in {self._dims(kind, never)}")
         lag = self.usual["follow/lag"].median
         if self.usual["follow/fit"].median >= RELATED and lag <= -0.75:
@@ -120,18 +123,32 @@ class Judge:
             self.findings.add("timestamp_gap", index, text)
 
     def _constant(self, numbers: dict[str, Any], index: int) -> set[tuple[str, int]]:
-        found = set()
+        found, resting = set(), self._resting(numbers)
         for kind, what in (("actions", "constant_action"), ("proprio", "constant_proprio")):
             grippers = self.calibration.action_grippers if kind == "actions" else self.calibration.state_grippers
             still = [dim for dim, (low, high) in enumerate(zip(numbers[kind]["min"], numbers[kind]["max"], strict=True)) if low == high]
             still = [dim for dim in still if dim not in grippers]
             # Of several tasks some may not need every dimension, but none no dimension at all.
             nothing = self.usual.varied and len(still) == len(self.names[kind]) - len(grippers)
+            if any((kind, dim) not in resting for dim in range(len(self.names[kind])) if dim not in grippers):
+                still = [dim for dim in still if (kind, dim) not in resting]
             dims = [dim for dim in still if self._rarely(f"{kind}/{dim}/constant", nothing)]
             if dims:
                 value = ", ".join(f"{numbers[kind]['min'][dim]:.4g}" for dim in dims)
                 self.findings.add(what, index, f"{self._dims(kind, dims)} stay at {value}, in other episodes they change")
             found |= {(kind, dim) for dim in dims}
+        return found
+
+    def _resting(self, numbers: dict[str, Any]) -> set[tuple[str, int]]:
+        """Dimensions that are told to stay and do: an arm that a task does not need, an axis along which nothing is to be moved."""
+        found = set()
+        for relation in self.calibration.relations:
+            low, high = (numbers["actions"][end][relation.action] for end in ("min", "max"))
+            told = high - low if relation.mode == "absolute" else max(abs(low), abs(high))
+            moved = numbers["proprio"]["max"][relation.state] - numbers["proprio"]["min"][relation.state]
+            # In a whole episode no farther than in one row of a fast motion: encoders are noisy.
+            if told <= STILL * self.calibration.action_scale[relation.action] and moved <= self.calibration.speed[relation.state]:
+                found |= {("actions", relation.action), ("proprio", relation.state)}
         return found
 
     def _rarely(self, name: str, unknown: bool = False) -> bool:
@@ -185,13 +202,13 @@ class Judge:
                 text = f"{name} starts at {gripper['first']:.3g}, in other episodes at {first.median:.3g}"
                 self.findings.add("inverted_gripper", index, text)
 
-    def _follow(self, follow: dict[str, Any], constant: set[tuple[str, int]], index: int) -> None:
+    def _follow(self, follow: dict[str, Any], still: set[tuple[str, int]], index: int) -> None:
         relations, fit = self.calibration.relations, self.usual["follow/fit"]
         own = [self.usual[f"follow/{number}/own"] for number in range(len(relations))]
         steady = [
             number
             for number, relation in enumerate(relations)
-            if own[number].median >= RELATED and not {("actions", relation.action), ("proprio", relation.state)} & constant
+            if own[number].median >= RELATED and not {("actions", relation.action), ("proprio", relation.state)} & still
         ]
         names = {number: self.names["actions"][relations[number].action] for number in steady}
         cross, crossed = follow["cross"], [self.usual[f"follow/{number}/cross"] for number in range(len(relations))]

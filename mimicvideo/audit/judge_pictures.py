@@ -26,26 +26,25 @@ _CHANGES: list[tuple[str, str, Callable[[_Picture], _Picture]]] = [
 ]
 
 
-def judge_pictures(pictures: dict[str, Any], length: int, index: int, usual: Population, findings: Findings, robot: bool) -> None:
+def judge_pictures(pictures: dict[str, Any], index: int, usual: Population, findings: Findings, robot: bool) -> None:
     """Adds what is wrong with the pictures of one episode.
 
     Args:
         pictures: Summaries by camera.
-        length: Rows of the episode.
         index: Of the episode.
         usual: Of the dataset.
         findings: Where they are added.
         robot: Whether the dataset's numbers say when a robot moves.
     """
     for camera, summary in pictures.items():
-        dark = _dark(camera, summary, length, index, usual, findings)
+        dark = _dark(camera, summary, index, usual, findings)
         if not dark:
-            broken = _motion(camera, summary, length, index, usual, findings, robot)
+            broken = _motion(camera, summary, index, usual, findings, robot)
             _look(camera, summary, index, usual, findings, broken)
 
 
-def _dark(camera: str, summary: dict[str, Any], length: int, index: int, usual: Population, findings: Findings) -> bool:
-    found = False
+def _dark(camera: str, summary: dict[str, Any], index: int, usual: Population, findings: Findings) -> bool:
+    found, length = False, summary["count"]
     for name, what in (("black", "black"), ("blank", "of one colour")):
         count, row = summary[name]
         told = usual[f"{camera}/{name}"]
@@ -55,13 +54,13 @@ def _dark(camera: str, summary: dict[str, Any], length: int, index: int, usual: 
     return found
 
 
-def _motion(camera: str, summary: dict[str, Any], length: int, index: int, usual: Population, findings: Findings, robot: bool) -> bool:
+def _motion(camera: str, summary: dict[str, Any], index: int, usual: Population, findings: Findings, robot: bool) -> bool:
     """Returns whether frames repeat, jump or are missing."""
     frozen, (flash, flash_row), (leap, leap_row) = summary["frozen"], summary["flash"], summary["leap"]
     broken = False
     while_moving, speed = (" while the robot moves", " for the robot's speed") if robot else ("", "")
     # One or two repeated pictures may be a slow moment, three are not. Where there is nothing to compare with, a quarter must.
-    most = max(6, 0.25 * length)
+    most = max(6, 0.25 * summary["count"])
     long = frozen["rows"] >= most or frozen["share"] > 0.5
     alone = not usual[f"{camera}/repeats"].known and (frozen["moving"] >= most or frozen["share"] > 0.5)
     if alone or usual[f"{camera}/repeats"].far_above(repeats(frozen), 1.5):

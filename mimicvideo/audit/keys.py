@@ -5,8 +5,10 @@ KEYS = {
     "version": "of this layout",
     "command": "that was typed",
     "machine": "processor and cores",
-    "window": "of the training configuration: observed and future frames, frame_interval and rows of the dataset, horizon in control steps",
-    "kinds.*": "every kind of fault that is looked for: severity (error: the episode goes into quarantine; warning) and what it means",
+    "window": "of the training configuration: observed and future frames, frame_interval and rows of the dataset, horizon in control "
+    "steps, anchor_interval (rows from one window to the next)",
+    "kinds.*": "every kind of fault that is looked for: severity (error: the episode goes into quarantine; warning; note: "
+    "may be meant so) and what it means",
     "keys.*": "this list",
     "datasets[].name": "of the source in the configuration",
     "datasets[].problem": "why it cannot be opened, and then what needs an open dataset is left out; else null",
@@ -25,8 +27,8 @@ KEYS = {
     "datasets[].actions": "names of an action's dimensions",
     "datasets[].proprio": "names of a state's dimensions",
     "datasets[].lengths": "of episodes in rows: min, p5, median, p95, max, and a histogram (counts, edges)",
-    "datasets[].samples.*": "what one pass draws from training, validation and quarantined episodes: stage_1 and stage_2 samples, "
-    "full windows (without a repeated frame), episodes",
+    "datasets[].samples.*": "what one pass draws from training, validation and quarantined episodes, and unlabelled ones, which the policy "
+    "for captions leaves out: stage_1 and stage_2 samples, full windows (without a repeated frame), episodes",
     "datasets[].instructions": "coverage in [0, 1], episodes_without, number of different sentences and tasks, sentences by language",
     "datasets[].dimensions.*": "of actions and proprio, for each dimension: name, min, max, mean, std, at_limit (share of rows at their "
     "episode's limits), and a histogram (range; counts, of which the first and last are below and above it)",

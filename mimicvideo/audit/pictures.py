@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int, UInt8
 
 from mimicvideo.audit.robust import runs
 from mimicvideo.audit.signals import MOVING
@@ -30,18 +30,23 @@ def summarise_pictures(reader: Episodes, episode: Episode, speed: np.ndarray) ->
     Raises:
         DatasetError: If a video cannot be read.
     """
+    rows = reader.picture_rows(episode)
+    if len(speed) != episode.length:
+        speed = np.zeros(0)
+    else:
+        speed = np.append(np.maximum.reduceat(speed, rows)[:-1], 0.0)  # from one picture to the next
     cells: dict[str, list[np.ndarray]] = {camera.name: [] for camera in reader.cameras}
-    for frames in _chunks(reader, episode):
+    for frames in _chunks(reader, episode, rows):
         for camera, part in _views(reader.cameras, frames):
             cells[camera.name].append(_cells(part))
-    return {name: _summarise(np.concatenate(parts), speed) for name, parts in cells.items()}
+    return {name: _summarise(np.concatenate(parts), speed, rows, episode.length) for name, parts in cells.items()}
 
 
-def _chunks(reader: Episodes, episode: Episode) -> Iterator[UInt8[np.ndarray, "n height tiled_width 3"]]:
+def _chunks(reader: Episodes, episode: Episode, rows: Int[np.ndarray, " n"]) -> Iterator[UInt8[np.ndarray, "n height tiled_width 3"]]:
     """All frames, at most 2 CHUNK at a time: readers decode a whole episode if they are asked for half of it."""
     size = CHUNK if episode.length > 2 * CHUNK else episode.length
-    for start in range(0, episode.length, size):
-        yield reader.frames(episode, np.arange(start, min(start + size, episode.length)))
+    for start in range(0, len(rows), size):
+        yield reader.frames(episode, rows[start : start + size])
 
 
 def _views(cameras: list[Camera], frames: np.ndarray) -> Iterator[tuple[Camera, np.ndarray]]:
@@ -62,7 +67,9 @@ def _cells(frames: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray,
     return blocks.mean(axis=(2, 4), dtype=np.float32)
 
 
-def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray) -> dict[str, Any]:
+def _summarise(
+    cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray, rows: Int[np.ndarray, " n"], length: int
+) -> dict[str, Any]:
     light = cells @ LUMA
     level, contrast = light.mean((1, 2)), light.std((1, 2))
     black, blank = level < BLACK, (contrast < UNIFORM) & (level >= BLACK)
@@ -79,25 +86,30 @@ def _summarise(cells: Float32[np.ndarray, "n rows columns 3"], speed: np.ndarray
     if not numbers:  # nobody knows whether something should move at the ends; if nothing ever does, the video is frozen
         still[:head] = still[len(still) - tail :] = head == len(still)
     found = [(s, n, int(moving[s : s + n].sum())) for s, n in runs(still) if _repeated(peak, s, n)]
-    start, length, within = max(found, key=lambda run: run[2], default=(0, 0, 0))
+    start, held, within = max(found, key=lambda run: run[2], default=(0, 0, 0))
+    ends = [length - 1, length - 1]
+    if head < len(still):
+        ends = [int(rows[head]), int(length - 1 - rows[len(still) - tail])]
+    jumps = _jumps(steps, mean, speed[:-1] if numbers else None, moving)
     return {
+        "count": len(cells),
         "signature": _signature(_median(cells[seen] if seen.any() else cells)),
         "glimpse": [
             value for place in np.linspace(0, len(cells) - 1, 4).round().astype(int) for value in _signature(light[place, ..., None])
         ],
         "hash": hashlib.sha256(np.ascontiguousarray(cells).tobytes()).hexdigest()[:16] if peak.max(initial=0.0) > STILL else None,
         "level": round(float(level.mean()), 2),
-        "black": [int(black.sum()), int(black.argmax())],
-        "blank": [int(blank.sum()), int(blank.argmax())],
+        "black": [int(black.sum()), int(rows[black.argmax()])],
+        "blank": [int(blank.sum()), int(rows[blank.argmax()])],
         "frozen": {
             "share": round(float((still & moving).sum() / max(moving.sum(), 1)), 4),
             "moving": within,
-            "rows": length,
-            "row": start + 1,
+            "rows": held,
+            "row": int(rows[min(start + 1, len(rows) - 1)]),
         },
-        "still_ends": [head, tail],
+        "still_ends": ends,
         "activity": round(float(np.median(mean[moving])) if moving.any() else 0.0, 4),
-        **_jumps(steps, mean, speed[:-1] if numbers else None, moving),
+        **{name: [value, int(rows[place])] for name, (value, place) in jumps.items()},
     }
 
 

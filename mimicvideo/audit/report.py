@@ -1,7 +1,7 @@
 """The audit's page: what each dataset holds, what is wrong with it, plots and pictures, in one file that needs no other."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mimicvideo.data.errors import DatasetError
 EXAMPLES = 4  # episodes that are shown of every dataset, faulty or not
 TIMES = 4  # pictures of each
 HEIGHT = 96  # pixels of a thumbnail
-LISTED = 200  # findings of a dataset in the page; all are in audit.json
+LISTED = 200  # findings of a dataset in the page, the first of every kind among them; all are in audit.json
 
 
 def write_report(path: Path, content: Mapping[str, Any], results: list[Audited], max_thumbnails: int) -> None:
@@ -108,7 +108,7 @@ def _samples(dataset: Mapping[str, Any]) -> str:
         "stage_2": "samples of stage 2",
         "full": "windows without a repeated frame",
     }
-    columns = ("training", "validation", "quarantined")
+    columns = ("training", "validation", "unlabelled", "quarantined")
     rows = [[title, *(f"{dataset['samples'][name][column]:,}" for column in columns)] for name, title in names.items()]
     return page.table(["", *columns], rows)
 
@@ -124,11 +124,21 @@ def _findings(dataset: Mapping[str, Any]) -> str:
             finding["kind"],
             page.escape(finding["text"]),
         ]
-        for finding in dataset["findings"][:LISTED]
+        for finding in _some_of_each(dataset["findings"], LISTED)
     ]
     more = sum(dataset["counts"].values()) - len(rows)
     note = f'<p class="soft">and {more:,} more, see audit.json</p>' if more else ""
     return counts + page.table(["severity", "episode", "kind", "what was found"], rows) + note
+
+
+def _some_of_each(findings: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """At most so many findings in their order: as many of a kind that has many as leaves room for those of all others."""
+    turn: dict[str, int] = {}
+    turns = []
+    for place, finding in enumerate(findings):
+        turn[finding["kind"]] = turn.get(finding["kind"], 0) + 1
+        turns.append((turn[finding["kind"]], place))
+    return [findings[place] for place in sorted(place for _, place in sorted(turns)[:most])]
 
 
 def _numbers(dimensions: list[Mapping[str, Any]]) -> str:
@@ -143,16 +153,20 @@ def _numbers(dimensions: list[Mapping[str, Any]]) -> str:
 
 def _thumbnails(dataset: Mapping[str, Any], reader: Episodes, max_thumbnails: int) -> list[str]:
     """Pictures of some sound episodes and of faulty ones, each with what was found."""
-    episodes = {episode.index: episode for episode in reader.episodes}
+    indices = reader.episodes.indices
+    there = set(indices.tolist())
+    found = [finding for finding in dataset["findings"] if finding["episode"] in there]
     texts: dict[int, list[str]] = {}
-    for finding in dataset["findings"]:
-        if finding["episode"] in episodes:
-            texts.setdefault(finding["episode"], []).append(finding["kind"])
+    for finding in _some_of_each(found, max_thumbnails):
+        texts.setdefault(finding["episode"], [])
+    for finding in found:
+        if finding["episode"] in texts:
+            texts[finding["episode"]].append(finding["kind"])
     chosen = {reader.episodes[place].index: "" for place in evenly(len(reader.episodes), EXAMPLES)}
-    chosen |= {index: f": {', '.join(dict.fromkeys(kinds))}" for index, kinds in list(texts.items())[:max_thumbnails]}
+    chosen |= {index: f": {', '.join(dict.fromkeys(kinds))}" for index, kinds in texts.items()}
     parts = []
     for index, text in chosen.items():
-        if (picture := _strip(reader, episodes[index])) is not None:
+        if (picture := _strip(reader, reader.episodes[int(np.flatnonzero(indices == index)[0])])) is not None:
             parts.append(page.picture(picture, "png", f"episode {index}{text}", pixels=True))
     return parts
 

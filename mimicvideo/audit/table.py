@@ -73,7 +73,7 @@ def _print_findings(console: Console, dataset: Mapping[str, Any]) -> None:
     for finding in dataset["findings"]:
         kind = finding["kind"]
         shown[kind] = shown.get(kind, 0) + 1
-        colour = "red" if finding["severity"] == "error" else "yellow"
+        colour = {"error": "red", "warning": "yellow", "note": "blue"}[finding["severity"]]
         if shown[kind] <= SHOWN:
             where = "all episodes" if finding["episode"] is None else f"episode {finding['episode']}"
             text = f"[{colour}]{finding['severity']:7}[/] {escape(dataset['name'])}, {where}: {kind}: {escape(finding['text'])}"

@@ -12,26 +12,44 @@ from mimicvideo.data.window import Window
 KEPT_LENGTHS = 100_000  # lengths that the percentiles are taken from
 
 
-def count_samples(reader: Episodes, window: Window, held_out: set[int], quarantined: set[int]) -> dict[str, Any]:
+def count_samples(
+    reader: Episodes, window: Window, every: int, held_out: set[int], unlabelled: set[int], quarantined: set[int]
+) -> dict[str, Any]:
     """Samples that one pass of each stage draws from a dataset, before and after its quarantine.
 
-    Stage 1 has an anchor for every row and for those whose observed frames reach beyond the end, stage 2 one for every row; both
-    repeat frames at the ends of an episode. `full` are those that repeat none.
+    Stage 1 has an anchor for every row and for those whose observed frames reach beyond the end, stage 2 one for every row; of both, each
+    `every`-th counts, and both repeat frames at the ends of an episode. `full` are those that repeat none.
+
+    Args:
+        reader: The dataset.
+        window: Of the training.
+        every: Rows from one window to the next.
+        held_out: Episodes that validate.
+        unlabelled: Episodes that are not used because of their captions.
+        quarantined: Episodes with errors.
     """
-    names = ("training", "validation", "quarantined")
-    counts = {stage: dict.fromkeys(names, 0) for stage in ("stage_1", "stage_2", "full", "episodes")}
-    for episode in reader.episodes:
-        name = "quarantined" if episode.index in quarantined else "validation" if episode.index in held_out else "training"
-        counts["stage_1"][name] += window.clip_anchors(episode.length)
-        counts["stage_2"][name] += episode.length
-        counts["full"][name] += max(0, episode.length - window.span + 1)
-        counts["episodes"][name] += 1
-    return counts
+    listed, lengths = reader.episodes.indices, reader.episodes.lengths
+    lead, last = (window.observed - 1) * window.frame_interval, lengths - 1 - window.future * window.frame_interval
+    full = last // every - -(-lead // every) + 1
+    samples = {
+        "stage_1": -(-(lengths + window.clip_anchors(0)) // every),
+        "stage_2": -(-lengths // every),
+        "full": np.where(last >= lead, np.maximum(full, 0), 0),
+        "episodes": np.ones_like(lengths),
+    }
+    bad, without, validates = (np.isin(listed, list(indices)) for indices in (quarantined, unlabelled, held_out))
+    chosen = {
+        "training": ~(bad | without | validates),
+        "validation": validates & ~(bad | without),
+        "unlabelled": without & ~bad,
+        "quarantined": bad,
+    }
+    return {stage: {name: int(counts[which].sum()) for name, which in chosen.items()} for stage, counts in samples.items()}
 
 
 def describe(reader: Episodes) -> dict[str, Any]:
     """What a dataset holds, told without reading its pictures."""
-    lengths = np.array([episode.length for episode in reader.episodes], np.int64)
+    lengths = reader.episodes.lengths
     rate = reader.control_hz / reader.stride
     frames = int(lengths.sum())
     sampled = lengths[evenly(len(lengths), KEPT_LENGTHS)]

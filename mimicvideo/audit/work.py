@@ -71,7 +71,7 @@ def summarise_all(
     """
     with writing(path.parent):
         _keep_whole_lines(path, key)
-    lengths = {episode.index: episode.length for episode in reader.episodes}
+    lengths = dict(zip(reader.episodes.indices.tolist(), reader.episodes.lengths.tolist(), strict=True))
     there = {summary["episode"] for summary in read_summaries(path)} & set(lengths)
     for index in there:
         done(lengths[index], False)

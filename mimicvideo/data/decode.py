@@ -31,6 +31,7 @@ class VideoFacts:
     width: int
     fps: float
     even: bool  # whether frames are certainly shown at `fps` from time zero on
+    bytes: int  # of the file
 
 
 _intervals: dict[Path, int] = {}  # frames between keyframes by file: long files have long indices
@@ -57,7 +58,8 @@ def inspect(path: Path) -> VideoFacts:
             frames = sum(packet.size > 0 for packet in container.demux(stream))
         intervals = np.diff([entry.timestamp for entry in entries])
         even = bool(entries) and stream.start_time == 0 and (not len(intervals) or np.ptp(intervals) <= max(2, 0.02 * intervals.mean()))
-        return VideoFacts(frames, first.height, first.width, float(stream.average_rate or stream.guessed_rate or 0), bool(even))
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        return VideoFacts(frames, first.height, first.width, rate, bool(even), path.stat().st_size)
 
 
 def frame_times(path: Path) -> Float64[np.ndarray, " frames"]:

@@ -211,6 +211,10 @@ class Episodes(ABC):
         """Seconds at which the rows were recorded; None if the dataset says no more than its rate."""
         return None
 
+    def picture_rows(self, episode: Any) -> Int[np.ndarray, " pictures"]:
+        """The first row of each stored picture: all, unless a picture is shown in several rows because a higher rate is wanted."""
+        return np.arange(episode.length, dtype=np.int64)
+
     def damage(self, episode: Any) -> str | None:
         """What is wrong with an episode's pictures when every one is decoded strictly, which `frames` does not do; None if nothing is."""
         return None

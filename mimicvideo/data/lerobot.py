@@ -1,7 +1,7 @@
 """LeRobotEpisodes: a LeRobotDataset on disk as episodes of frames, states and actions. It needs pyarrow and PyAV only."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -85,7 +85,7 @@ class LeRobotEpisodes(Episodes):
         )
         super().__init__(
             meta.root,
-            self._listed(),
+            self._listed(problems),
             problems,
             stored,
             robot=meta.robot,
@@ -122,12 +122,15 @@ class LeRobotEpisodes(Episodes):
             self._newest = (episode.place, numbers)
         return numbers
 
-    def _listed(self) -> Listing:
+    def _listed(self, problems: Collection[int]) -> Listing:
         """The episodes with their tasks: what LeRobotWriter says, or the first sentence."""
         listing = self._meta.listing
         first, self._told_in_rows = first_sentences(listing.told), {}
         if first.null_count:
-            self._told_in_rows = {place: self._sentence_in_rows(place) for place in np.flatnonzero(first.is_null()).tolist()}
+            bad = np.isin(listing.indices, list(problems))
+            self._told_in_rows = {
+                place: "" if bad[place] else self._sentence_in_rows(place) for place in np.flatnonzero(first.is_null()).tolist()
+            }
             told = pa.array([self._told_in_rows.get(place) for place in range(len(listing))], first.type)
             first = pc.fill_null(first, told)
         if listing.task_names is not None:

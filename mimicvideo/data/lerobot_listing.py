@@ -85,8 +85,8 @@ class EpisodeTable:
 
     @property
     def data_files(self) -> list[Path]:
-        """All files with rows."""
-        return sorted(self._path(self.data_path, file) for file in self._files)
+        """All files with rows that are there."""
+        return sorted(path for file in self._files if (path := self._path(self.data_path, file)).is_file())
 
     def video_files(self, keys: Sequence[str], places: Int[np.ndarray, " n"] | None = None) -> list[Path]:
         """All files with pictures of these cameras; of the episodes at these places only, if they are given."""

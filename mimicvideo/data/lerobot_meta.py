@@ -147,6 +147,8 @@ def _read_info(root: Path) -> dict[str, Any]:
     missing = [key for key in ("features", "fps", "total_episodes", "total_frames") if key not in info]
     if missing:
         raise DatasetError(f"{path} lacks {', '.join(missing)}: {AGAIN}")
+    if not (isinstance(info["fps"], int | float) and 0 < info["fps"] < float("inf")):
+        raise DatasetError(f"{path} says fps {info['fps']!r}, which is no rate: {AGAIN}")
     return info
 
 

@@ -212,6 +212,8 @@ def _matrix(values: pa.Array, path: Any, name: str) -> np.ndarray:
             raise DatasetError(f"{path} has {values.null_count} rows without {name}: {AGAIN}")
         values, nested = values.flatten(), True
     flat = np.require(values.to_numpy(zero_copy_only=False), requirements="W")  # Arrow's own memory is not to be written to
+    if flat.dtype.kind not in "fiub":
+        raise DatasetError(f"{path} holds {values.type} where numbers of {name} should be: {AGAIN}")
     if nested and (rows == 0 or len(flat) % rows):
         raise DatasetError(f"{path} holds {len(flat)} numbers of {name} in {rows} rows, which are not equally long: {AGAIN}")
     return flat.reshape(rows, -1)

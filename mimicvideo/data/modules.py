@@ -213,7 +213,7 @@ class ClipData(LightningDataModule):
             DatasetError: If it cannot be used.
         """
         options = {"size": self._size, **self._reader_options, **options}
-        reader = self._view(self._sources[name].open(self._cameras, **options))
+        reader = self._view(self._sources[name].open(self._cameras, name=name, **options))
         if self._full_windows:  # at the rate of the windows, which need not be the stored one
             rows, span = zip(reader.episodes.indices.tolist(), reader.episodes.lengths.tolist(), strict=True), self.window.span
             short = {index: f"it has {count} rows, fewer than {span}" for index, count in rows if count < span}
@@ -221,6 +221,19 @@ class ClipData(LightningDataModule):
             refuse(reader.root, faulty | short, len(reader.listed), options["max_bad_fraction"])
             reader.leave_out(short, "require_full_windows")
         return reader
+
+    @property
+    def anchor_interval(self) -> int:
+        """Rows from one window to the next."""
+        return self._every
+
+    def unlabelled(self, name: str, reader: Episodes) -> dict[int, str]:
+        """Why the captions' policy does not use episodes of a dataset, by their index.
+
+        Raises:
+            DatasetError: If its file of long captions is damaged.
+        """
+        return {} if self._caption_options is None else Captioning(self._caption_options, {name: reader}, self._seed).dropped[name]
 
     def held_out(self, reader: Episodes) -> set[int]:
         """Indices of a dataset's episodes that validate."""

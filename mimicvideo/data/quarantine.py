@@ -33,13 +33,15 @@ def write_quarantine(path: Path, datasets: Mapping[str, Mapping[str, Any]]) -> N
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_quarantine(path: str | Path, root: Path, fingerprint: str) -> dict[int, str]:
+def read_quarantine(path: str | Path, root: Path, fingerprint: str, name: str | None = None) -> dict[int, str]:
     """The reasons why episodes of a dataset shall be left out, by index.
 
     Args:
         path: A file of `mimicvideo audit`.
         root: The dataset's folder, for messages.
         fingerprint: Its `tables_fingerprint`, which stays when the dataset is moved and changes when episodes do.
+        name: Of the source. Where several in the list are of this dataset, perhaps with other cameras each, that of this name counts, and
+            all of them if none has it.
 
     Raises:
         DatasetError: If the file cannot be read or is about other datasets.
@@ -50,8 +52,9 @@ def read_quarantine(path: str | Path, root: Path, fingerprint: str) -> dict[int,
         if content["version"] != VERSION:
             raise DatasetError(f"the quarantine {path} is of version {content['version']!r}, this reads {VERSION}: {again}")
         listed = {
-            dataset["fingerprint"]: {int(entry["index"]): str(entry["reason"]) for entry in dataset["episodes"]}
+            dataset["name"]: {int(entry["index"]): str(entry["reason"]) for entry in dataset["episodes"]}
             for dataset in content["datasets"]
+            if dataset["fingerprint"] == fingerprint
         }
     except OSError as error:
         raise DatasetError(f"there is no quarantine {path} ({error.strerror}): {again}, or leave quarantine out") from error
@@ -59,6 +62,8 @@ def read_quarantine(path: str | Path, root: Path, fingerprint: str) -> dict[int,
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{path} is no quarantine or damaged ({type(error).__name__}: {error}): {again}") from error
-    if fingerprint not in listed:
+    if not listed:
         raise DatasetError(f"the quarantine {path} is of other datasets, or of {root} before it changed: {again}")
-    return listed[fingerprint]
+    if name in listed:
+        return listed[name]
+    return {index: reason for reasons in listed.values() for index, reason in reasons.items()}

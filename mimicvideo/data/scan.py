@@ -41,12 +41,11 @@ def find_problems(meta: Meta, rows: LeRobotRows, keys: Sequence[str], cameras: l
         full: See above.
 
     Raises:
-        DatasetError: If the rows are not those that the meta folder lists.
+        DatasetError: If there are more rows than the meta folder lists, or it contradicts itself.
     """
     listing = meta.listing
-    bad = _check_rows(meta, rows, keys)
-    problems = {int(listing.indices[place]): not_finite(rows.read(place, keys)) or "" for place in sorted(bad)}
-    problems |= listed_problems(meta, cameras, min_rows)
+    by_rows = {int(listing.indices[place]): text for place, text in _row_problems(meta, rows, keys).items()}
+    problems = by_rows | listed_problems(meta, cameras, min_rows)
     videos = listing.video_files([camera.key for camera in cameras])
     changed = changed_files(meta.root, meta.manifest, {*meta.files, *listing.data_files, *videos})
     cached = functools.cache(look)
@@ -82,30 +81,34 @@ def listed_problems(meta: Meta, cameras: Iterable[Camera], min_rows: int) -> dic
     return problems
 
 
-def _check_rows(meta: Meta, rows: LeRobotRows, keys: Sequence[str]) -> set[int]:
-    """Places of the episodes with numbers that are not finite, after comparing info.json, the listing and the rows with each other."""
-    listing = meta.listing
-    found, there, bad = np.zeros(len(listing), np.int64), 0, set()
+def _row_problems(meta: Meta, rows: LeRobotRows, keys: Sequence[str]) -> dict[int, str]:
+    """What is wrong with the rows of which episode, by its place: a file that cannot be read is a fault of those that lie in it.
+
+    Raises:
+        DatasetError: If there are rows of no episode that is listed.
+    """
+    listing, there, problems, strangers = meta.listing, 0, {}, 0
     for places in listing.by_file():
-        code = int(listing.codes[places[0]])
-        there += rows.count(code)
-        for episode, _, *numbers in rows.stretches(code, [EPISODE, FRAME, *keys]):
-            own = np.minimum(np.searchsorted(listing.indices[places], episode[:, 0]), len(places) - 1)
-            listed = listing.indices[places[own]] == episode[:, 0]
-            found[places] += np.bincount(own[listed], minlength=len(places))
-            for values in numbers:
-                if not (finite := np.isfinite(values)).all():
-                    bad.update(places[own[listed & ~finite.all(axis=1)]].tolist())
-    if there != meta.total_frames or int(listing.lengths.sum()) != meta.total_frames:
-        raise DatasetError(
-            f"{meta.root} is truncated: meta/info.json says total_frames {meta.total_frames}, {meta.listed_in} lists "
-            f"{listing.lengths.sum()}, the data files hold {there}; {AGAIN}"
-        )
-    if (found != listing.lengths).any():
-        place = int(np.flatnonzero(found != listing.lengths)[0])
-        own = f"episode {listing.indices[place]} has {found[place]} rows, {meta.listed_in} says {listing.lengths[place]}"
-        raise DatasetError(f"{meta.root}: {own}; {AGAIN}")
-    return bad
+        code, found, bad = int(listing.codes[places[0]]), np.zeros(len(places), np.int64), set()
+        try:
+            for episode, _, *numbers in rows.stretches(code, [EPISODE, FRAME, *keys]):
+                own = np.minimum(np.searchsorted(listing.indices[places], episode[:, 0]), len(places) - 1)
+                listed = listing.indices[places[own]] == episode[:, 0]
+                found += np.bincount(own[listed], minlength=len(places))
+                for values in numbers:
+                    if not (finite := np.isfinite(values)).all():
+                        bad.update(places[own[listed & ~finite.all(axis=1)]].tolist())
+            there += rows.count(code)
+            strangers += rows.count(code) - int(found.sum())
+            for place in places[found != listing.lengths[places]].tolist():
+                own_rows = int(found[places == place][0])
+                problems[place] = f"it has {own_rows} rows, {meta.listed_in} says {listing.lengths[place]}; {AGAIN}"
+            problems |= {place: not_finite(rows.read(place, keys)) or "" for place in sorted(bad - set(problems))}
+        except DatasetError as error:
+            problems |= dict.fromkeys(places.tolist(), str(error))
+    if strangers and not problems:
+        raise DatasetError(f"{meta.root}: the data files hold {there} rows, {strangers} of episodes that {meta.listed_in} lacks; {AGAIN}")
+    return problems
 
 
 def not_finite(numbers: Mapping[str, Shaped[np.ndarray, "rows _"]]) -> str | None:

@@ -27,7 +27,7 @@ class Source:
     spec: DatasetSpec | str | None = None
     cameras: list[str] | None = None
 
-    def open(self, cameras: list[str] | None, quarantine: str | None = None, **options: Any) -> Episodes:
+    def open(self, cameras: list[str] | None, quarantine: str | None = None, name: str | None = None, **options: Any) -> Episodes:
         """The dataset's episodes, without those of a quarantine.
 
         Raises:
@@ -35,7 +35,7 @@ class Source:
         """
         episodes = open_episodes(self.root, self.cameras or cameras, spec=self.spec, **options)
         if quarantine is not None:
-            episodes.leave_out(read_quarantine(quarantine, episodes.root, episodes.tables_fingerprint), f"quarantine {quarantine}")
+            episodes.leave_out(read_quarantine(quarantine, episodes.root, episodes.tables_fingerprint, name), f"quarantine {quarantine}")
         return episodes
 
 

@@ -107,6 +107,10 @@ class Store(ABC):
     def files(self, cameras: Sequence[str]) -> tuple[list[Path], list[Path]]:
         """The files that hold numbers and sentences, and those that hold pictures of these cameras; one file may be both."""
 
+    def marks(self) -> list[Any]:
+        """What tells this dataset from others beside the files with numbers and sentences, as JSON; nothing is read for it."""
+        return []
+
     def times(self, entry: Entry, key: str) -> Float64[np.ndarray, " rows"] | None:
         """Seconds at which each row of a key was taken, from any start that all keys of the entry share; None if they are `1 / hz` apart.
 

@@ -1,6 +1,7 @@
 """StoredEpisodes: a dataset of any format and its description become episodes."""
 
 import hashlib
+import json
 import logging
 from array import array
 from collections.abc import Iterable, Sequence
@@ -227,7 +228,8 @@ class StoredEpisodes(Episodes):
 
     def _hash(self, files: Iterable[Path]) -> str:
         """With the description, on which everything that is read depends."""
-        return hashlib.sha256(f"{super()._hash(files)} {self.spec}".encode()).hexdigest()
+        marks = self.store.marks()
+        return hashlib.sha256(f"{super()._hash(files)} {self.spec}{f' {json.dumps(marks)}' if marks else ''}".encode()).hexdigest()
 
     def _files(self) -> tuple[list[Path], list[Path]]:
         return self.store.files([camera.key for camera in self.cameras])

@@ -130,6 +130,11 @@ class VideoFolderStore(Store):
         present = [path for path in sorted(captions) if path.relative_to(self.root).as_posix() in self._names]
         return present, list(self._facts)
 
+    def marks(self) -> list[Any]:
+        """Names and sizes of the videos: there may be no captions, or the same as in the folder of another camera."""
+        sizes = {path: None if isinstance(facts, str) else facts.bytes for path, facts in self._facts.items()}
+        return [[path.relative_to(self.root).as_posix(), size] for path, size in sizes.items()]
+
     def size(self, entry: Entry, key: str) -> tuple[int, int]:
         facts = self._facts[entry.place]
         return self.cameras[CAMERA] if isinstance(facts, str) else (facts.height, facts.width)

@@ -119,6 +119,9 @@ class View(Episodes):
         """Of a view at the dataset's own rate; at another, rows are where the rate wants them."""
         return self.source.times(episode.source) if self._frame_hz == self._stored_hz else None
 
+    def picture_rows(self, episode: ViewedEpisode) -> Int[np.ndarray, " pictures"]:
+        return np.unique(self._stored_rows(episode), return_index=True)[1]
+
     def damage(self, episode: ViewedEpisode) -> str | None:
         return self.source.damage(episode.source)
 

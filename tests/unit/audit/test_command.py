@@ -10,8 +10,10 @@ import pytest
 
 from mimicvideo.audit import work
 from mimicvideo.compose import CONF
+from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.modules import ClipData
+from mimicvideo.data.sources import Source
 from tests.faults import BAD, EPISODES, FAULTS, Corpus, inject, make_corpus, write
 from tests.typed import typed
 
@@ -66,19 +68,33 @@ def test_sound_data_ends_with_0_and_a_whole_report(
     assert not re.search(r'(?:src|href)="(?!data:)', page)
 
 
-def test_samples_are_those_that_training_draws_from(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write(tmp_path / "data", corpus)
+@pytest.mark.parametrize("options", [{}, {"anchor_interval": 3}, {"captions": {"empty": "drop"}}, {"observed": 5, "anchor_interval": 2}])
+def test_samples_are_those_that_training_draws_from(
+    options: dict[str, Any], corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(tmp_path / "data", corpus, FAULTS["empty_instruction"])
     experiment = f"--config={CONF}/experiment/quickstart_action.yaml"
-    flags = [f"--data.root={root}", "--data.cameras=[front,side]", "--data.action_dim=7", "--data.proprio_dim=7"]
-    assert audit(monkeypatch, experiment, *flags, f"--out={tmp_path}/out") == 0
+    flags = [f"--data.root={tmp_path / 'data'}", "--data.cameras=[front,side]", "--data.action_dim=7", "--data.proprio_dim=7"]
+    flags += [f"--data.{name}={json.dumps(value)}" for name, value in options.items()]
+    assert audit(monkeypatch, experiment, *flags, f"--out={tmp_path}/out", "--fail-on=error") == 0
     found = content(tmp_path / "out")
-    assert found["window"] == {"observed": 1, "future": 8, "frame_interval": 1, "horizon": 16, "rows": 9}
-    data = ClipData(str(root), cameras=["front", "side"], observed=1, future=8, validation_fraction=0.07)
-    data.setup()
+    observed, every = options.get("observed", 1), options.get("anchor_interval", 1)
+    window = {"observed": observed, "future": 8, "frame_interval": 1, "horizon": 16, "rows": observed + 8, "anchor_interval": every}
+    assert found["window"] == window
+    common = {"root": str(tmp_path / "data"), "cameras": ["front", "side"], "validation_fraction": 0.07}
+    stage_1 = ClipData(**{**common, "observed": 1, "future": 8, **options})
+    stage_2 = DemonstrationData(7, 7, 16, **{**common, "observed": 1, "future": 8, **options})
     samples = found["datasets"][0]["samples"]
-    assert samples["stage_1"]["training"] == sum(data._anchors(data._training))
-    assert samples["stage_1"]["validation"] == sum(data._anchors(data._validating))
-    assert samples["stage_2"]["training"] == sum(member.episode.length for member in data._training)
+    for stage, data in (("stage_1", stage_1), ("stage_2", stage_2)):
+        data.setup()
+        assert samples[stage]["training"] == sum(data._anchors(data._training))
+        assert samples[stage]["validation"] == sum(data._anchors(data._validating))
+        assert samples["episodes"] | {"training": 0} == {
+            "training": 0, "validation": len(data._validating), "unlabelled": len(data.skipped), "quarantined": 0
+        }  # fmt: skip
+    rows = [(member.episode.length, range(0, member.episode.length, every)) for member in stage_2._training]
+    full = [row for length, places in rows for row in places if observed - 1 <= row < length - 8]
+    assert samples["full"]["training"] == len(full)
 
 
 def test_what_is_found_decides_the_status(black: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +122,7 @@ def test_a_warning_is_no_error(corpus: Corpus, tmp_path: Path, monkeypatch: pyte
         (["--data=/nowhere", "--data.future=7"], "the nearest values of future are 4 and 8"),
         (["--data=/nowhere", "--data.obsreved=5"], "did you mean"),
         (["--data=/nowhere", "--num_workers=-1"], "--num_workers must not be negative, got -1"),
+        (["--data=/nowhere", "--thumbnails=-1"], "--thumbnails must not be negative, got -1"),
         (["--data=/nowhere", "--fail-on=fatal"], "invalid choice: 'fatal'"),
     ],
 )
@@ -114,6 +131,21 @@ def test_what_cannot_run_ends_with_2(
 ) -> None:
     assert audit(monkeypatch, *argv, f"--out={tmp_path}/out") == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_defect_does_not_look_like_a_finding(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(tmp_path / "data", corpus)
+    assert audit(monkeypatch, *of(root, tmp_path / "out"), "--data.validation_episodes=99") == 2
+    assert "validation_episodes must lie in [0, 9]" in capsys.readouterr().err
+
+    def broken(*_: Any) -> None:
+        raise TypeError("nobody expected this")
+
+    monkeypatch.setattr("mimicvideo.audit.run.audit_dataset", broken)
+    assert audit(monkeypatch, *of(root, tmp_path / "out")) == 2
+    assert "TypeError: nobody expected this" in capsys.readouterr().err
 
 
 def test_one_bad_dataset_does_not_stop_the_others(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +212,22 @@ def test_training_leaves_out_what_is_in_quarantine(
     kept = [member.episode.index for member in data._training]
     assert kept == [member.episode.index for member in before._training if member.episode.index != BAD]
     assert f"left out 1 of {EPISODES} episodes" in caplog.text and "black_frames" in caplog.text
+
+
+def test_a_dataset_that_is_listed_twice(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(tmp_path / "data", corpus, FAULTS["black_video"])  # of the front camera
+    sources = {name: {"root": str(tmp_path / "data"), "cameras": [name]} for name in ("front", "side")}
+    config = tmp_path / "mixture.yaml"
+    config.write_text(json.dumps({"class_path": "mimicvideo.data.modules.ClipData", "init_args": {"sources": sources}}))
+    assert audit(monkeypatch, f"--data={config}", f"--out={tmp_path}/out") == 1
+
+    def left_out(**given: Any) -> list[str]:
+        data = ClipData(observed=1, future=8, quarantine=str(tmp_path / "out" / "quarantine.json"), **given)
+        data.setup()
+        return list(data.skipped)
+
+    assert left_out(sources={name: Source(**source) for name, source in sources.items()}) == [f"front/{BAD}"]
+    assert left_out(root=str(tmp_path / "data"), cameras=["side"]) == [f"data/{BAD}"]  # nobody knows which of them is meant
 
 
 def test_a_quarantine_of_another_dataset_is_refused(black: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from mimicvideo.audit.calibration import change
 from mimicvideo.audit.findings import KINDS, Findings, kind_of
+from mimicvideo.audit.report import _some_of_each
 from mimicvideo.audit.robust import correlation, evenly, runs, usual
 from mimicvideo.audit.text import is_placeholder, language
 
@@ -89,6 +90,8 @@ def test_placeholders() -> None:
         ("its video a.mp4 is 8 x 8 pixels, meta/info.json says 16 x 16", "wrong_resolution"),
         ("its video a.mp4 is damaged: it has no frame at 0.1 s (frame 1 at 10 per second)", "wrong_rate"),
         ("its video a.mp4 is unreadable: it is truncated: 10 bytes of at least 20", "corrupt_video"),
+        ("data/chunk-000/episode_000005.parquet is missing; copy or download the dataset again", "unusable"),
+        ("/d/a.parquet is damaged or truncated (Parquet file size is 0 bytes): copy or download the dataset again", "unusable"),
         ("nobody knows", "unusable"),
     ],
 )
@@ -104,7 +107,15 @@ def test_findings_are_counted_beyond_those_that_are_listed() -> None:
     assert findings.counts == {"black_frames": 3000, "no_instruction": 3000}
     assert len(list(findings)) == 2000 and len(findings.quarantined) == 3000
     assert next(iter(findings)).severity == "error"
-    assert {severity for severity, _ in KINDS.values()} == {"error", "warning"}
+    assert {severity for severity, _ in KINDS.values()} == {"error", "warning", "note"}
+
+
+def test_a_kind_with_many_findings_leaves_room_for_others() -> None:
+    findings = [{"kind": "black_frames", "episode": place} for place in range(1000)]
+    findings += [{"kind": "idle_head", "episode": place} for place in range(3)]
+    shown = [(finding["kind"], finding["episode"]) for finding in _some_of_each(findings, 20)]
+    assert shown == [*(("black_frames", place) for place in range(17)), *(("idle_head", place) for place in range(3))]
+    assert _some_of_each(findings[:5], 20) == findings[:5] and _some_of_each(findings, 0) == []
 
 
 @pytest.mark.simulator

@@ -207,7 +207,7 @@ def test_tables_that_contradict_each_other(tmp_path: Path) -> None:
     by_writer(tmp_path / "rows")
     table = pq.read_table(tmp_path / "rows" / DATA_FILE)
     pq.write_table(table.slice(0, 38), tmp_path / "rows" / DATA_FILE)
-    with pytest.raises(DatasetError, match="total_frames 41, meta/episodes lists 41, the data files hold 38"):
+    with pytest.raises(DatasetError, match="episode 2: it has 17 rows, meta/episodes says 20"):
         LeRobotEpisodes(tmp_path / "rows")
     by_writer(tmp_path / "list")
     table = pq.read_table(tmp_path / "list" / EPISODES_FILE)
@@ -216,7 +216,7 @@ def test_tables_that_contradict_each_other(tmp_path: Path) -> None:
         LeRobotEpisodes(tmp_path / "list")
     by_writer(tmp_path / "moved")
     change_rows(tmp_path / "moved", lambda columns: columns["episode_index"].__setitem__(0, 1))
-    with pytest.raises(DatasetError, match="episode 0 has 11 rows, meta/episodes says 12"):
+    with pytest.raises(DatasetError, match="episode 0: it has 11 rows, meta/episodes says 12"):
         LeRobotEpisodes(tmp_path / "moved")
 
 

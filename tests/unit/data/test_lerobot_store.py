@@ -1,6 +1,7 @@
 """LeRobot datasets of version 2, with pictures in their rows, and with several states and actions."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,57 @@ def cut(path: Path) -> None:
 def test_truncated_version_2(tmp_path: Path, name: str, damage: Any, message: str) -> None:
     damage(v21(tmp_path / "d") / name)
     with pytest.raises(DatasetError, match=f"{message}.*again"):
+        open_episodes(tmp_path / "d")
+
+
+def without_actions(path: Path) -> None:
+    pq.write_table(pq.read_table(path).drop_columns(["action"]), path)
+
+
+def narrow(path: Path) -> None:
+    table = pq.read_table(path)
+    values = pa.array([row[:2] for row in table["action"].to_pylist()], pa.list_(pa.float32()))
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", values), path)
+
+
+def in_words(path: Path) -> None:
+    table = pq.read_table(path)
+    values = pa.array([[str(number) for number in row] for row in table["action"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", values), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "episode_000001.parquet is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "episode_000001.parquet is damaged or truncated"),
+        (lambda path: path.write_bytes(b""), "episode_000001.parquet is damaged or truncated"),
+        (without_actions, "episode_000001.parquet lacks the column action"),
+        (narrow, "holds 2 numbers of action per row"),
+        (in_words, "holds string where numbers of action should be"),
+        (lambda path: pq.write_table(pq.read_table(path).slice(2), path), "it has 7 rows, meta/episodes.jsonl says 9"),
+    ],
+)
+@pytest.mark.parametrize("spec", [None, DatasetSpec(robot="so101")])
+def test_a_damaged_file_of_version_2_costs_its_episode_only(
+    damage: Callable[[Path], Any], message: str, spec: DatasetSpec | None, tmp_path: Path
+) -> None:
+    damage(v21(tmp_path / "d") / "data/chunk-000/episode_000001.parquet")
+    episodes = open_episodes(tmp_path / "d", spec=spec, max_bad_fraction=0.34)
+    assert list(episodes.skipped) == [1] and [episode.index for episode in episodes.episodes] == [0, 2]
+    if spec is None:
+        assert message in episodes.skipped[1]
+    assert episodes.actions(episodes.episodes[1]).shape == (LENGTHS[2], 3)
+    assert len(episodes.fingerprint) == 64
+    with pytest.raises(DatasetError, match="1 of 3 episodes .* cannot be used: .*max_bad_fraction=0.34"):
+        open_episodes(tmp_path / "d", spec=spec)
+
+
+@pytest.mark.parametrize("fps", [0, -10, "10", None])
+def test_a_rate_that_is_none(fps: Any, tmp_path: Path) -> None:
+    path = v21(tmp_path / "d") / "meta/info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fps": fps}))
+    with pytest.raises(DatasetError, match=f"says fps {fps!r}, which is no rate"):
         open_episodes(tmp_path / "d")
 
 

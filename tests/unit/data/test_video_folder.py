@@ -1,6 +1,7 @@
 """Folders of videos with captions."""
 
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,21 @@ def test_damaged_videos_are_named_and_can_be_skipped(tmp_path: Path) -> None:
         open_episodes(tmp_path)
     reader = open_episodes(tmp_path, max_bad_fraction=0.4)
     assert [episode.entry.name for episode in reader.episodes] == ["0.mp4", "2.mp4"]
+
+
+@pytest.mark.parametrize("captions", [True, False])
+def test_folders_with_the_same_captions_or_none_are_told_apart(captions: bool, tmp_path: Path) -> None:
+    """Two cameras of the same recordings, and one of them with another video at its start, which moves all others' numbers."""
+    for camera, brighter in (("left", 0), ("right", 9)):
+        for number in (1, 2):
+            clip(tmp_path / camera / f"{number}.mp4", number + brighter)
+            if captions:
+                (tmp_path / camera / f"{number}.txt").write_text("Pick it up.")
+    left, right = (open_episodes(tmp_path / camera).stored_fingerprint for camera in ("left", "right"))
+    shutil.copytree(tmp_path / "left", tmp_path / "moved")
+    assert open_episodes(tmp_path / "moved").stored_fingerprint == left != right
+    clip(tmp_path / "left" / "0.mp4")
+    assert open_episodes(tmp_path / "left").stored_fingerprint != left
 
 
 def test_stage_2_needs_numbers(tmp_path: Path) -> None:
