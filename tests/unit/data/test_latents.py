@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import mimicvideo.data.latents as latents_module
+from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.latents import LatentCache
 from mimicvideo.data.lerobot import LeRobotEpisodes
 from mimicvideo.data.window import Window
@@ -206,3 +207,28 @@ def test_reading_decodes_nothing(tmp_path: Path, reader: LeRobotEpisodes, monkey
         and value.shape == (3, 3, 2, 2)
         and np.prod(value.shape) * 2 * 20 + 32 == os.path.getsize(cache.folder / name(cache, 0))
     )
+
+
+def open_files(path: Path) -> int:
+    """How many descriptors of this process lead to a file."""
+    return sum(os.path.realpath(place) == str(path) for place in Path("/proc/self/fd").iterdir())
+
+
+def test_a_few_files_stay_open_however_many_episodes_there_are(tmp_path: Path, reader: LeRobotEpisodes) -> None:
+    cache = fill(tmp_path, reader)
+    path, latents = cache.folder / name(cache, 1), cache.read(reader.episodes[1], 2)
+    for changed in range(latents_module.KEPT_MAPS + 50):  # each is another state of the file, as other episodes' would be
+        os.utime(path, ns=(changed, changed))
+        assert torch.equal(cache.read(reader.episodes[1], 2), latents)
+    assert 1 <= open_files(path) <= latents_module.KEPT_MAPS
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path: Path, reader: LeRobotEpisodes, damage: str) -> None:
+    cache = fill(tmp_path, reader)
+    path = cache.folder / name(cache, 1)
+    cache.read(reader.episodes[1], 2)
+    path.unlink() if damage == "gone" else os.truncate(path, 0 if damage == "empty" else 100)
+    with pytest.raises(DatasetError, match=f"episode 1 of .*: its latents .*{path.name} cannot be read .*: starting again encodes them anew"):
+        cache.read(reader.episodes[1], 2)
+    check(fill(tmp_path, reader), reader)

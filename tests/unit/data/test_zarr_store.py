@@ -1,6 +1,7 @@
 """Zarr episodes: streams at different rates, only wanted chunks, and nothing that could run code."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.open import open_episodes
 from mimicvideo.data.rotations import Format, from_matrix, to_matrix
 from mimicvideo.data.spec import DatasetSpec
-from mimicvideo.data.zarr_store import ZarrStore
+from mimicvideo.data.zarr_store import KEPT_ZIPS, ZarrStore
 from tests.every_format import ZARR, write_zarr_episode, zarr_v2, zarr_zips
 
 START = 1_700_000_000_000_000_000  # ns; times are those of a clock
@@ -156,6 +157,16 @@ def test_only_chunks_with_wanted_rows_are_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(zarr.storage.LocalStore, "get", noting)
     reader.frames(reader.episodes[2], [6, 8, 17])  # chunks of 5
     assert sorted(asked) == ["episode_2/workspace_rgb/1.0.0.0", "episode_2/workspace_rgb/3.0.0.0"]
+
+
+def test_a_few_zip_files_stay_open_however_many_there_are(tmp_path: Path) -> None:
+    zarr_zips(tmp_path / "zips")
+    reader = open_episodes(tmp_path / "zips", spec=ZARR, ram_cache_gb=0.0)
+    path, frames = tmp_path / "zips/episode_1.zarr.zip", reader.frames(reader.episodes[1], [6, 8])
+    for changed in range(KEPT_ZIPS + 20):  # each is another state of the file, as other files would be
+        os.utime(path, ns=(changed, changed))
+        assert np.array_equal(reader.frames(reader.episodes[1], [6, 8]), frames)
+    assert 1 <= sum(os.path.realpath(place) == str(path) for place in Path("/proc/self/fd").iterdir()) <= KEPT_ZIPS
 
 
 def metadata(change: dict[str, Any]) -> Any:
