@@ -1,7 +1,7 @@
 """Lists of items become batches: pixels or cached latents, instructions, and for stage 2 states and actions."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from mimicvideo.types import Clip, Demonstration
 Caption = Callable[[Member, int], str]
 
 ATTEMPTS = 32  # windows in a row that may be unreadable
+UNREADABLE = "unreadable"  # what a batch without samples says
 
 
 class ClipBatches(Dataset[Any]):
@@ -36,6 +37,7 @@ class ClipBatches(Dataset[Any]):
         seed: Of the choice of replacements.
         every: Rows from one anchor to the next.
         caption: The sentence of a member's sample at a position of the training.
+        unused: Indices of episodes, by source, that are replaced although they may be readable, and not reported: it is known of them.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class ClipBatches(Dataset[Any]):
         seed: int = 0,
         every: int = 1,
         caption: Caption = instruction,
+        unused: Sequence[Collection[int]] | None = None,
     ) -> None:
         self._caption = caption
+        self._unused: Sequence[Collection[int]] = unused or [()] * len(members.readers)
         self.members, self.window, self._seed, self._every = members, window, seed, every
         # In pairs, not by id: a worker that does not start as a fork has objects of its own.
         self._latents = None if latents is None else [(reader, latents[id(reader)]) for reader in members.readers.values()]
@@ -59,8 +63,10 @@ class ClipBatches(Dataset[Any]):
         shown, faults = [], []
         for item in items:
             item, fields, wrong = self._readable(item)
-            shown.append((item, fields))
             faults += wrong
+            if fields is None:
+                return {"faults": faults, UNREADABLE: f"{ATTEMPTS} windows in a row cannot be read"}
+            shown.append((item, fields))
         members = [self.members[item.episode] for item, _ in shown]
         self._finish(members, [fields for _, fields in shown])
         batch: dict[str, Any] = {
@@ -74,20 +80,24 @@ class ClipBatches(Dataset[Any]):
             batch[name] = _stacked([torch.as_tensor(fields[name]) for _, fields in shown])
         return batch
 
-    def _readable(self, item: Item) -> tuple[Item, dict[str, Any], list[Fault]]:
-        """The sample, or the first of its replacements that can be read: windows of other episodes of the same dataset."""
+    def _readable(self, item: Item) -> tuple[Item, dict[str, Any] | None, list[Fault]]:
+        """The sample, or the first of its replacements that can be read: windows of other episodes of the same dataset.
+
+        Without fields if none of many can be read.
+        """
         wanted, faults = item, []
         for attempt in range(ATTEMPTS):
-            member = self.members[item.episode]
-            try:
-                return item, self._fields(member, item.row), faults
-            except DatasetError as error:
-                faults.append(Fault(int(self.members.source[item.episode]), member.episode.index, str(error)))
+            member, source = self.members[item.episode], int(self.members.source[item.episode])
+            if member.episode.index not in self._unused[source]:
+                try:
+                    return item, self._fields(member, item.row), faults
+                except DatasetError as error:
+                    faults.append(Fault(source, member.episode.index, str(error)))
             random = np.random.default_rng([self._seed, 2, wanted.position, attempt])
             episode = int(random.choice(np.flatnonzero(self.members.source == self.members.source[wanted.episode])))
             anchors = -(-self.anchors(int(self.members.lengths[episode])) // self._every)
             item = Item(wanted.position, episode, self._every * int(random.integers(anchors)))
-        raise DatasetError(f"{ATTEMPTS} windows in a row cannot be read, the last of them: {faults[-1].reason}")
+        return wanted, None, faults
 
     def anchors(self, rows: int) -> int:
         """How many windows an episode of `rows` rows has."""
@@ -127,13 +137,16 @@ class DemonstrationBatches(ClipBatches):
         seed: int = 0,
         every: int = 1,
         caption: Caption = instruction,
+        unused: Sequence[Collection[int]] | None = None,
     ) -> None:
-        super().__init__(members, window, latents, seed, every, caption)
+        super().__init__(members, window, latents, seed, every, caption, unused)
         self._history, self._hold_dims = history, hold_dims
         self._tail: Tail = tail
 
     def __getitem__(self, items: Sequence[Item]) -> Demonstration:  # type: ignore[override]
         batch = self._batch(items)
+        if UNREADABLE in batch:
+            return cast(Demonstration, batch)
         observation = {"prompt": batch.pop("prompt"), "proprio": batch.pop("proprio")}
         if self._latents is None:
             video = batch.pop("video")

@@ -78,6 +78,7 @@ class Episodes(ABC):
     Attributes:
         episodes: Those that can be used.
         skipped: What was wrong with the others, by episode index.
+        left_out: Which of these somebody decided to leave out, such as by a quarantine; they count towards no limit.
         cameras: With their size after resizing.
 
     Raises:
@@ -85,6 +86,7 @@ class Episodes(ABC):
     """
 
     representation: "Representation | None" = None  # what a window's actions are made with; see `View`
+    left_out: frozenset[int] = frozenset()
     remarks: Sequence[str] = ()  # what seems to be wrong with the dataset beyond its episodes
     described_representation: Mapping[str, Any] | None = None  # what the dataset's description says of its numbers
 
@@ -172,7 +174,7 @@ class Episodes(ABC):
         """
         try:
             shown = [self._shown(episode, camera) for camera in self._stored_cameras]
-        except VideoError as error:
+        except (VideoError, OSError) as error:
             raise DatasetError(f"episode {episode.index} of {self.root}: pictures cannot be read: {error}") from error
         return hashlib.sha256(json.dumps([episode.length, self._size, shown]).encode()).hexdigest()
 
@@ -216,6 +218,7 @@ class Episodes(ABC):
         """
         left_out = {episode.index: reasons[episode.index] for episode in self.episodes if episode.index in reasons}
         self.skipped.update({index: f"{because}: {reason}" for index, reason in left_out.items()})
+        self.left_out = self.left_out.union(left_out)
         self.episodes = self.episodes.take(np.flatnonzero(~np.isin(self.episodes.indices, list(left_out))))
         if left_out:
             text = "; ".join(f"episode {index}: {reason}" for index, reason in left_out.items())

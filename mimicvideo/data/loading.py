@@ -5,6 +5,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from mimicvideo.data.batches import UNREADABLE
+from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Ledger
 
 DEAD = ("exited unexpectedly", "killed by signal", "exited with exit code")  # torch.utils.data's words
@@ -47,6 +49,8 @@ class Loader(DataLoader):
                     raise RuntimeError(advice) from error
                 raise
             self.ledger.add(batch.pop("faults"))
+            if UNREADABLE in batch:
+                raise DatasetError(f"{batch[UNREADABLE]}; what was found while training:{self.ledger.lines}")
             yield batch
 
 

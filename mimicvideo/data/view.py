@@ -82,7 +82,7 @@ class View(Episodes):
         stored = source.listed.lengths
         self._lengths = np.where(stored > 0, (stored - 1) * faster.numerator // faster.denominator + 1, 0)
         self.listed = Listing(source.listed.indices, self._lengths, self._viewed, source.listed.task_names, source.listed.task_codes)
-        self.skipped = dict(source.skipped)
+        self.skipped, self.left_out = dict(source.skipped), source.left_out
         self.episodes = self.listed.take(np.flatnonzero(~np.isin(self.listed.indices, list(self.skipped))))
         self._numbers: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._numbers_bytes = 0

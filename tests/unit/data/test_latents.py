@@ -229,6 +229,8 @@ def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path: Path, reader: LeR
     path = cache.folder / name(cache, 1)
     cache.read(reader.episodes[1], 2)
     path.unlink() if damage == "gone" else os.truncate(path, 0 if damage == "empty" else 100)
-    with pytest.raises(DatasetError, match=f"episode 1 of .*: its latents .*{path.name} cannot be read .*: starting again encodes them anew"):
+    with pytest.raises(
+        DatasetError, match=f"episode 1 of .*: its latents .*{path.name} cannot be read .*: starting again encodes them anew"
+    ):
         cache.read(reader.episodes[1], 2)
     check(fill(tmp_path, reader), reader)
