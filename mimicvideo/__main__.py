@@ -1,5 +1,6 @@
 """`mimicvideo VERB`: finds the verb, which then imports its own stack and no other, so that help answers at once."""
 
+import errno
 import os
 import sys
 import traceback
@@ -62,7 +63,7 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(_fail(verb, error, status=2))
     except Exception as error:
-        ours = _raised_by_us(error)
+        ours = _raised_by_us(error) or _full_disk(error)
         if ours is None or os.environ.get("MIMICVIDEO_TRACEBACK"):
             raise
         sys.exit(_fail(verb, ours, status=1, hint="(MIMICVIDEO_TRACEBACK=1 shows where this was raised)"))
@@ -119,6 +120,19 @@ def _raised_by_us(error: BaseException | None) -> BaseException | None:
             found = error
         error = error.__cause__ or error.__context__
     return found
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """What to tell if the disk was full where a library wrote: loggers, pictures, videos; None if something else was wrong."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" for {error.filename}" if error.filename else ""
+            advice = (
+                "free some space, or choose another place. Checkpoints that were written are whole: training can be resumed from the last"
+            )
+            return OSError(f"{error.strerror}{where}: {advice}")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _fail(verb: str, error: BaseException, status: int, hint: str = "") -> int:

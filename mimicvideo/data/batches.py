@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from mimicvideo.atomic import is_full
 from mimicvideo.data.captioning import instruction
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Fault
@@ -22,6 +23,14 @@ Caption = Callable[[Member, int], str]
 
 ATTEMPTS = 32  # windows in a row that may be unreadable
 UNREADABLE = "unreadable"  # what a batch without samples says
+
+
+class _Unreadable(Exception):
+    """There can be no sample, for no fault of an episode or for many; with the faults that were found."""
+
+    def __init__(self, reason: str, faults: list[Fault]) -> None:
+        super().__init__(reason)
+        self.faults = faults
 
 
 class ClipBatches(Dataset[Any]):
@@ -62,11 +71,12 @@ class ClipBatches(Dataset[Any]):
     def _batch(self, items: Sequence[Item]) -> dict[str, Any]:
         shown, faults = [], []
         for item in items:
-            item, fields, wrong = self._readable(item)
-            faults += wrong
-            if fields is None:
-                return {"faults": faults, UNREADABLE: f"{ATTEMPTS} windows in a row cannot be read"}
+            try:
+                item, fields, wrong = self._readable(item)
+            except _Unreadable as error:
+                return {"faults": faults + error.faults, UNREADABLE: str(error)}
             shown.append((item, fields))
+            faults += wrong
         members = [self.members[item.episode] for item, _ in shown]
         self._finish(members, [fields for _, fields in shown])
         batch: dict[str, Any] = {
@@ -80,10 +90,11 @@ class ClipBatches(Dataset[Any]):
             batch[name] = _stacked([torch.as_tensor(fields[name]) for _, fields in shown])
         return batch
 
-    def _readable(self, item: Item) -> tuple[Item, dict[str, Any] | None, list[Fault]]:
+    def _readable(self, item: Item) -> tuple[Item, dict[str, Any], list[Fault]]:
         """The sample, or the first of its replacements that can be read: windows of other episodes of the same dataset.
 
-        Without fields if none of many can be read.
+        Raises:
+            _Unreadable: If none of many can be read, or the disk has no room for copies of remote files.
         """
         wanted, faults = item, []
         for attempt in range(ATTEMPTS):
@@ -92,12 +103,14 @@ class ClipBatches(Dataset[Any]):
                 try:
                     return item, self._fields(member, item.row), faults
                 except DatasetError as error:
+                    if is_full(error):
+                        raise _Unreadable(str(error), faults) from error
                     faults.append(Fault(source, member.episode.index, str(error)))
             random = np.random.default_rng([self._seed, 2, wanted.position, attempt])
             episode = int(random.choice(np.flatnonzero(self.members.source == self.members.source[wanted.episode])))
             anchors = -(-self.anchors(int(self.members.lengths[episode])) // self._every)
             item = Item(wanted.position, episode, self._every * int(random.integers(anchors)))
-        return wanted, None, faults
+        raise _Unreadable(f"{ATTEMPTS} windows in a row cannot be read", faults)
 
     def anchors(self, rows: int) -> int:
         """How many windows an episode of `rows` rows has."""

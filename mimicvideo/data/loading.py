@@ -50,7 +50,8 @@ class Loader(DataLoader):
                 raise
             self.ledger.add(batch.pop("faults"))
             if UNREADABLE in batch:
-                raise DatasetError(f"{batch[UNREADABLE]}; what was found while training:{self.ledger.lines}")
+                found = f"\nFound while training:{self.ledger.lines}" if self.ledger.found else ""
+                raise DatasetError(f"{batch[UNREADABLE]}{found}")
             yield batch
 
 

@@ -214,7 +214,7 @@ def test_nothing_readable_at_all(made: Made, monkeypatch: pytest.MonkeyPatch) ->
     data = make(made, max_bad_fraction=1.0)
     for episode in training_episodes(data):
         video(made, episode).unlink()
-    with pytest.raises(DatasetError, match="32 windows in a row cannot be read; what was found .*:\n  data/.*there is no such file"):
+    with pytest.raises(DatasetError, match="32 windows in a row cannot be read\nFound while training:\n  data/.*there is no such file"):
         batches(data, 1)
 
 
