@@ -17,6 +17,7 @@ from jaxtyping import Float32, Float64, Int, UInt8
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.hashes import file_sha256
 from mimicvideo.data.listing import Listing
+from mimicvideo.data.remote import is_copy, remote_mark
 from mimicvideo.messages import similar
 
 if TYPE_CHECKING:
@@ -237,6 +238,16 @@ class Episodes(ABC):
         """The same without the videos: what numbers depend on."""
         return self._hash(self._files()[0])
 
+    @cached_property
+    def pictures_mark(self) -> str:
+        """Names and sizes of all files with pictures, of remote ones their versions: a cheap sign that tells most changes."""
+        signs = [f"{path.relative_to(self.root).as_posix()} {_sign(path)}" for path in self._picture_files()]
+        return hashlib.sha256("\n".join(sorted(signs)).encode()).hexdigest()
+
+    def _picture_files(self) -> list[Path]:
+        """Those of all episodes, also of those that cannot be used."""
+        return self._files()[1]
+
     @property
     def stored_fingerprint(self) -> str:
         """`tables_fingerprint` of the dataset as it lies on disk, whatever a training makes of it."""
@@ -271,6 +282,15 @@ class Episodes(ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Without the decoded frames: another process fills a cache of its own."""
         return {**self.__dict__, "_cache": OrderedDict(), "_cache_bytes": 0}
+
+
+def _sign(path: Path) -> str:
+    if is_copy(path.parent):
+        return remote_mark(path) or ""
+    try:
+        return str(path.stat().st_size)
+    except OSError:
+        return "missing"
 
 
 def choose_cameras(root: Path, there: Mapping[str, Camera], names: Sequence[str] | None) -> list[Camera]:

@@ -334,6 +334,7 @@ class ClipData(LightningDataModule):
         """What the order of samples depends on, how far training has come in it, and what could not be read."""
         return {
             "data": [_fingerprint(reader) for reader in self.readers.values()],
+            "pictures": [reader.pictures_mark for reader in self.readers.values()],
             "seed": self._seed,
             "episodes": len(self._training),
             "skipped": self._skipped_at_start or {name: sorted(unused) for name, unused in self._unused.items()},

@@ -180,6 +180,9 @@ class View(Episodes):
     def _decode(self, episode: ViewedEpisode, camera: Camera, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height width 3"]:
         return self.source._decode(episode.source, camera, self._stored_rows(episode)[rows])
 
+    def _picture_files(self) -> list[Path]:
+        return self.source._picture_files()
+
     def _files(self) -> tuple[list[Path], list[Path]]:
         return self.source._files()
 
