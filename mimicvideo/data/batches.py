@@ -60,7 +60,7 @@ class ClipBatches(Dataset[Any]):
         unused: Sequence[Collection[int]] | None = None,
     ) -> None:
         self._caption = caption
-        self._unused: Sequence[Collection[int]] = unused or [()] * len(members.readers)
+        self._unused = unused
         self.members, self.window, self._seed, self._every = members, window, seed, every
         # In pairs, not by id: a worker that does not start as a fork has objects of its own.
         self._latents = None if latents is None else [(reader, latents[id(reader)]) for reader in members.readers.values()]
@@ -98,14 +98,14 @@ class ClipBatches(Dataset[Any]):
         """
         wanted, faults = item, []
         for attempt in range(ATTEMPTS):
-            member, source = self.members[item.episode], int(self.members.source[item.episode])
-            if member.episode.index not in self._unused[source]:
+            member = self.members[item.episode]
+            if self._unused is None or member.episode.index not in self._unused[self.members.source[item.episode]]:
                 try:
                     return item, self._fields(member, item.row), faults
                 except DatasetError as error:
                     if is_full(error):
                         raise _Unreadable(str(error), faults) from error
-                    faults.append(Fault(source, member.episode.index, str(error)))
+                    faults.append(Fault(int(self.members.source[item.episode]), member.episode.index, str(error)))
             random = np.random.default_rng([self._seed, 2, wanted.position, attempt])
             episode = int(random.choice(np.flatnonzero(self.members.source == self.members.source[wanted.episode])))
             anchors = -(-self.anchors(int(self.members.lengths[episode])) // self._every)
