@@ -1,5 +1,6 @@
 """`mimicvideo VERB`: finds the verb, which then imports its own stack and no other, so that help answers at once."""
 
+import errno
 import os
 import sys
 import traceback
@@ -63,7 +64,8 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(_fail(verb, error, status=2))
     except Exception as error:
-        ours, status = _raised_by_us(error), 2 if verb == "audit" else 1  # 1 of an audit says that something was found
+        ours = _raised_by_us(error) or _full_disk(error)
+        status = 2 if verb == "audit" else 1  # 1 of an audit says that something was found
         if ours is None or os.environ.get("MIMICVIDEO_TRACEBACK"):
             if verb != "audit":
                 raise
@@ -126,6 +128,19 @@ def _raised_by_us(error: BaseException | None) -> BaseException | None:
                 other = error
         error = error.__cause__ or error.__context__
     return stated or other
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """What to tell if the disk was full where a library wrote: loggers, pictures, videos; None if something else was wrong."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" for {error.filename}" if error.filename else ""
+            advice = (
+                "free some space, or choose another place. Checkpoints that were written are whole: training can be resumed from the last"
+            )
+            return OSError(f"{error.strerror}{where}: {advice}")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _fail(verb: str, error: BaseException, status: int, hint: str = "") -> int:

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -30,10 +31,20 @@ def whole_file(path: Path, note: str = "") -> Iterator[Path]:
         raise
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is of a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextlib.contextmanager
 def told(what: str, folder: Path, remedy: str) -> Iterator[None]:
-    """Says in plain words that a file could not be written: `what`, where, why, and what to do beside freeing space."""
+    """Says in plain words that a file could not be written: `what`, where, why, and what to do about it, or else the `remedy`."""
     try:
         yield
     except OSError as error:
-        raise OSError(f"{what} {folder} ({error.strerror or error}): free some space, or {remedy}") from error
+        mend = "make it writable" if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else "free some space"
+        raise OSError(f"{what} {folder} ({error.strerror or error}): {mend}, or {remedy}") from error

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,14 +21,15 @@ def encode(video: Tensor) -> Tensor:
     return video[:, ::4].float().mean((2, 3)).permute(0, 2, 1)[..., None, None]
 
 
-def fill(folder: Path, reader: LeRobotEpisodes, start: Any, delay: float, die_at: int | None = None, locks: bool = True) -> None:
-    """What each process does, once all are there; `done-PID` says how many episodes it encoded."""
+def fill(folder: Path, reader: LeRobotEpisodes, start: Any, dies: bool = False, locks: bool = True) -> None:
+    """What each process does; `done-PID` says how many episodes it encoded. All wait for each other with their first episode."""
     done = 0
 
     def slowly(video: Tensor) -> Tensor:
         nonlocal done
-        time.sleep(delay)
-        if done == die_at:
+        if not done:
+            start.wait(120)
+        if dies:
             os.kill(os.getpid(), signal.SIGKILL)
         done += 1
         return encode(video)
@@ -38,7 +38,6 @@ def fill(folder: Path, reader: LeRobotEpisodes, start: Any, delay: float, die_at
         raise OSError(errno.ENOLCK, "No locks available")
 
     cache = LatentCache(folder / "cache", reader, WINDOW, "vae")
-    start.wait(120)
     if locks:
         cache.encode(cache.missing(reader.episodes), slowly, progress=False)
     else:

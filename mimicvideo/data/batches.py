@@ -1,7 +1,7 @@
 """Lists of items become batches: pixels or cached latents, instructions, and for stage 2 states and actions."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from mimicvideo.atomic import is_full
 from mimicvideo.data.captioning import instruction
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Fault
@@ -21,6 +22,15 @@ from mimicvideo.types import Clip, Demonstration
 Caption = Callable[[Member, int], str]
 
 ATTEMPTS = 32  # windows in a row that may be unreadable
+UNREADABLE = "unreadable"  # what a batch without samples says
+
+
+class _Unreadable(Exception):
+    """There can be no sample, for no fault of an episode or for many; with the faults that were found."""
+
+    def __init__(self, reason: str, faults: list[Fault]) -> None:
+        super().__init__(reason)
+        self.faults = faults
 
 
 class ClipBatches(Dataset[Any]):
@@ -36,6 +46,7 @@ class ClipBatches(Dataset[Any]):
         seed: Of the choice of replacements.
         every: Rows from one anchor to the next.
         caption: The sentence of a member's sample at a position of the training.
+        unused: Indices of episodes, by source, that are replaced although they may be readable, and not reported: it is known of them.
     """
 
     def __init__(
@@ -46,8 +57,10 @@ class ClipBatches(Dataset[Any]):
         seed: int = 0,
         every: int = 1,
         caption: Caption = instruction,
+        unused: Sequence[Collection[int]] | None = None,
     ) -> None:
         self._caption = caption
+        self._unused = unused
         self.members, self.window, self._seed, self._every = members, window, seed, every
         # In pairs, not by id: a worker that does not start as a fork has objects of its own.
         self._latents = None if latents is None else [(reader, latents[id(reader)]) for reader in members.readers.values()]
@@ -58,7 +71,10 @@ class ClipBatches(Dataset[Any]):
     def _batch(self, items: Sequence[Item]) -> dict[str, Any]:
         shown, faults = [], []
         for item in items:
-            item, fields, wrong = self._readable(item)
+            try:
+                item, fields, wrong = self._readable(item)
+            except _Unreadable as error:
+                return {"faults": faults + error.faults, UNREADABLE: str(error)}
             shown.append((item, fields))
             faults += wrong
         members = [self.members[item.episode] for item, _ in shown]
@@ -76,19 +92,26 @@ class ClipBatches(Dataset[Any]):
         return batch
 
     def _readable(self, item: Item) -> tuple[Item, dict[str, Any], list[Fault]]:
-        """The sample, or the first of its replacements that can be read: windows of other episodes of the same dataset."""
+        """The sample, or the first of its replacements that can be read: windows of other episodes of the same dataset.
+
+        Raises:
+            _Unreadable: If none of many can be read, or the disk has no room for copies of remote files.
+        """
         wanted, faults = item, []
         for attempt in range(ATTEMPTS):
             member = self.members[item.episode]
-            try:
-                return item, self._fields(member, item.row), faults
-            except DatasetError as error:
-                faults.append(Fault(int(self.members.source[item.episode]), member.episode.index, str(error)))
+            if self._unused is None or member.episode.index not in self._unused[self.members.source[item.episode]]:
+                try:
+                    return item, self._fields(member, item.row), faults
+                except DatasetError as error:
+                    if is_full(error):
+                        raise _Unreadable(str(error), faults) from error
+                    faults.append(Fault(int(self.members.source[item.episode]), member.episode.index, str(error)))
             random = np.random.default_rng([self._seed, 2, wanted.position, attempt])
             episode = int(random.choice(np.flatnonzero(self.members.source == self.members.source[wanted.episode])))
             anchors = -(-self.anchors(int(self.members.lengths[episode])) // self._every)
             item = Item(wanted.position, episode, self._every * int(random.integers(anchors)))
-        raise DatasetError(f"{ATTEMPTS} windows in a row cannot be read, the last of them: {faults[-1].reason}")
+        raise _Unreadable(f"{ATTEMPTS} windows in a row cannot be read", faults)
 
     def anchors(self, rows: int) -> int:
         """How many windows an episode of `rows` rows has."""
@@ -133,13 +156,16 @@ class DemonstrationBatches(ClipBatches):
         seed: int = 0,
         every: int = 1,
         caption: Caption = instruction,
+        unused: Sequence[Collection[int]] | None = None,
     ) -> None:
-        super().__init__(members, window, latents, seed, every, caption)
+        super().__init__(members, window, latents, seed, every, caption, unused)
         self._history, self._hold_dims = history, hold_dims
         self._tail: Tail = tail
 
     def __getitem__(self, items: Sequence[Item]) -> Demonstration:  # type: ignore[override]
         batch = self._batch(items)
+        if UNREADABLE in batch:
+            return cast(Demonstration, batch)
         observation = {"prompt": batch.pop("prompt"), "proprio": batch.pop("proprio")}
         if self._latents is None:
             video = batch.pop("video")

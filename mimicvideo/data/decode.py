@@ -145,6 +145,8 @@ def open_video(path: Path, strict: bool = False) -> Iterator[tuple[InputContaine
             if not container.streams.video:
                 raise VideoError("it holds no video")
             stream = container.streams.video[0]
+            if stream.codec_context is None:  # PyAV gives none if FFmpeg has no decoder
+                raise VideoError("it is encoded in a way that FFmpeg does not know")
             stream.codec_context.thread_count = 1  # data workers are the parallelism
             if strict:
                 stream.codec_context.options = {"err_detect": "explode"}
@@ -153,6 +155,8 @@ def open_video(path: Path, strict: bool = False) -> Iterator[tuple[InputContaine
         raise VideoError("there is no such file") from error
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"FFmpeg cannot read it ({error.strerror or type(error).__name__})") from error
+    except UnicodeDecodeError as error:  # of what it says about itself
+        raise VideoError(f"FFmpeg cannot read it ({error})") from error
 
 
 def _frames(

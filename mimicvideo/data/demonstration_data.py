@@ -101,7 +101,7 @@ class DemonstrationData(ClipData):
 
     def _batches(self, members: Members, latents: dict[int, LatentCache] | None, caption: Caption) -> ClipBatches:
         numbers = (self._history, self._tail, self._hold_dims)
-        return DemonstrationBatches(members, self.window, *numbers, latents, self._seed, self._every, caption)
+        return DemonstrationBatches(members, self.window, *numbers, latents, self._seed, self._every, caption, self._not_to_show())
 
     def _anchors(self, members: Members) -> Int[np.ndarray, " episodes"]:
         return -(-members.lengths // self._every)

@@ -17,6 +17,7 @@ from jaxtyping import Float32, Float64, Int, UInt8
 from mimicvideo.data.errors import DatasetError, VideoError
 from mimicvideo.data.hashes import file_sha256
 from mimicvideo.data.listing import Listing
+from mimicvideo.data.remote import is_copy, remote_mark
 from mimicvideo.messages import similar
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Episodes(ABC):
     Attributes:
         episodes: Those that can be used.
         skipped: What was wrong with the others, by episode index.
+        left_out: Which of these somebody decided to leave out, such as by a quarantine; they count towards no limit.
         cameras: With their size after resizing.
 
     Raises:
@@ -85,6 +87,7 @@ class Episodes(ABC):
     """
 
     representation: "Representation | None" = None  # what a window's actions are made with; see `View`
+    left_out: frozenset[int] = frozenset()
     remarks: Sequence[str] = ()  # what seems to be wrong with the dataset beyond its episodes
     described_representation: Mapping[str, Any] | None = None  # what the dataset's description says of its numbers
 
@@ -180,7 +183,7 @@ class Episodes(ABC):
         """
         try:
             return [self._shown(episode, camera) for camera in self._stored_cameras]
-        except VideoError as error:
+        except (VideoError, OSError) as error:
             raise DatasetError(f"episode {episode.index} of {self.root}: pictures cannot be read: {error}") from error
 
     def frames(self, episode: Any, rows: Sequence[int] | Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height tiled_width 3"]:
@@ -219,14 +222,15 @@ class Episodes(ABC):
         """What is wrong with an episode's pictures when every one is decoded strictly, which `frames` does not do; None if nothing is."""
         return None
 
-    def leave_out(self, reasons: Mapping[int, str], because: str) -> None:
-        """Moves episodes to `skipped`, saying so. They do not count towards `max_bad_fraction`: somebody has decided it.
+    def leave_out(self, reasons: Mapping[int, str], because: str, decided: bool = True) -> None:
+        """Moves episodes to `skipped`, saying so. If somebody has `decided` it they do not count towards `max_bad_fraction`.
 
         Raises:
             DatasetError: If no episode is left.
         """
         left_out = {episode.index: reasons[episode.index] for episode in self.episodes if episode.index in reasons}
         self.skipped.update({index: f"{because}: {reason}" for index, reason in left_out.items()})
+        self.left_out = self.left_out.union(left_out if decided else ())
         self.episodes = self.episodes.take(np.flatnonzero(~np.isin(self.episodes.indices, list(left_out))))
         if left_out:
             text = "; ".join(f"episode {index}: {reason}" for index, reason in left_out.items())
@@ -244,6 +248,16 @@ class Episodes(ABC):
     def tables_fingerprint(self) -> str:
         """The same without the videos: what numbers depend on."""
         return self._hash(self._files()[0])
+
+    @cached_property
+    def pictures_mark(self) -> str:
+        """Names and sizes of all files with pictures, of remote ones their versions: a cheap sign that tells most changes."""
+        signs = [f"{path.relative_to(self.root).as_posix()} {_sign(path)}" for path in self._picture_files()]
+        return hashlib.sha256("\n".join(sorted(signs)).encode()).hexdigest()
+
+    def _picture_files(self) -> list[Path]:
+        """Those of all episodes, also of those that cannot be used."""
+        return self._files()[1]
 
     @property
     def stored_fingerprint(self) -> str:
@@ -279,6 +293,15 @@ class Episodes(ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Without the decoded frames: another process fills a cache of its own."""
         return {**self.__dict__, "_cache": OrderedDict(), "_cache_bytes": 0}
+
+
+def _sign(path: Path) -> str:
+    if is_copy(path.parent):
+        return remote_mark(path) or ""
+    try:
+        return str(path.stat().st_size)
+    except OSError:
+        return "missing"
 
 
 def choose_cameras(root: Path, there: Mapping[str, Camera], names: Sequence[str] | None) -> list[Camera]:

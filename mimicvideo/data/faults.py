@@ -40,15 +40,18 @@ class Ledger:
         Raises:
             DatasetError: If more episodes than allowed cannot be used, with the list of them.
         """
+        names, grown = list(self._readers), {}
         for source, index, reason in faults:
-            name = list(self._readers)[source]
+            name = names[source]
             reader, found = self._readers[name], self._found[name]
             if index in found:
                 continue
             found[index] = reason = reason.removeprefix(f"episode {index} of {reader.root}: ")
-            problems = {**reader.skipped, **found}
-            refuse(reader.root, problems, len(reader.listed), self._limit)
+            problems = {number: text for number, text in {**reader.skipped, **found}.items() if number not in reader.left_out}
+            grown[name] = problems
             log.warning("skipping episode %d of %s (%d of %d): %s", index, name, len(problems), len(reader.listed), reason)
+        for name, problems in grown.items():
+            refuse(self._readers[name].root, problems, len(self._readers[name].listed), self._limit)
 
     def restore(self, found: Mapping[str, str]) -> None:
         """Counts what an interrupted training found as well."""
@@ -57,8 +60,12 @@ class Ledger:
             if name in self._found:
                 self._found[name].setdefault(int(index), reason)
 
+    @property
+    def lines(self) -> str:
+        """What was wrong with the episodes that were found while training, a line for each."""
+        return "".join(f"\n  {name}: {reason}" for name, reason in self.found.items())
+
     def tell(self) -> None:
         """Lists every episode that was skipped while training."""
         if self.found:
-            lines = "".join(f"\n  {name}: {reason}" for name, reason in self.found.items())
-            log.warning("%d episodes could not be read while training, others took their place:%s", len(self.found), lines)
+            log.warning("%d episodes could not be read while training, others took their place:%s", len(self.found), self.lines)

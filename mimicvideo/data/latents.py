@@ -1,6 +1,7 @@
 """LatentCache: the VAE's latents of all windows of episodes on disk, one flat memory-mapped file per episode."""
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mimicvideo.atomic import told, whole_file
+from mimicvideo.atomic import PARTIAL, told, whole_file
 from mimicvideo.data.claims import Claims
 from mimicvideo.data.episodes import Episode, Episodes
 from mimicvideo.data.errors import DatasetError
@@ -33,6 +34,8 @@ VERSION = 2  # of the files' layout and of what names them
 DIGEST_BYTES = 32
 BATCH_BYTES, MAX_BATCH = 32 * 2**20, 64  # pixels in one call of the encoder, unless one window alone has more
 POLL_SECONDS = 0.5
+ABANDONED_S = 3600.0  # a partial file that has not grown for so long was left by a process that was killed
+KEPT_MAPS = 256  # in each process: a map holds its file open, and usually no more than 1024 may be
 
 Encode = Callable[[Tensor], Tensor]  # UInt8[batch frames height width 3] -> Float[batch z_channels z_frames z_height z_width]
 
@@ -69,7 +72,6 @@ class LatentCache:
         name = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = Path(cache_dir).expanduser() / f"latents-{name}"
         self.shape: tuple[int, ...] | None = self._read_header()  # of one window
-        self._maps: dict[int, np.memmap] = {}
         self._keys: dict[int, str] = {}  # of pictures, by episode
 
     def missing(self, episodes: Sequence[Episode]) -> list[Episode]:
@@ -139,7 +141,9 @@ class LatentCache:
         """Episodes that no other process is at work on or has done since, claimed one by one."""
         for episode in episodes:
             name = self._path(episode).name
-            if claims.take(name):
+            with _disk(self.folder):
+                mine = claims.take(name)
+            if mine:
                 if self._unchanged(episode, before):
                     yield episode
                 else:
@@ -157,17 +161,18 @@ class LatentCache:
         place, beside = divmod(anchor, self.every)
         if beside:
             raise DatasetError(f"{self.folder} keeps every {self.every}th anchor, not {anchor}: set anchor_interval to {self.every}")
-        latents = self._maps.get(episode.index)
-        if latents is None:
-            assert self.shape is not None
-            shape = (self._anchors(episode), *self.shape)
-            try:
-                latents = self._maps[episode.index] = np.memmap(self._path(episode), np.int16, "r", shape=shape)
-            except (OSError, ValueError) as error:
-                raise DatasetError(
-                    f"episode {episode.index} of {self.source.root}: its latents {self._path(episode)} cannot be read ({error}): "
-                    "starting again encodes them anew"
-                ) from error
+        assert self.shape is not None
+        path = self._path(episode)
+        try:
+            there = path.stat()
+            if there.st_size != self._bytes(episode):  # to read a map beyond the end of its file kills the process
+                raise ValueError(f"it has {there.st_size} bytes, expected {self._bytes(episode)}")
+            latents = _mapped(path, (self._anchors(episode), *self.shape), there.st_ino, there.st_mtime_ns)
+        except (OSError, ValueError) as error:
+            raise DatasetError(
+                f"episode {episode.index} of {self.source.root}: its latents {path} cannot be read ({error}): "
+                "starting again encodes them anew"
+            ) from error
         return torch.from_numpy(np.array(latents[place])).view(torch.bfloat16)
 
     def _decoded(
@@ -219,10 +224,15 @@ class LatentCache:
             if self.shape is None:
                 self.shape = shape
                 _write(self.folder / "header.json", [json.dumps({**self._about, "latents": shape}, indent=2).encode()])
-        needed, free = sum(self._bytes(episode) for episode in episodes), shutil.disk_usage(self.folder).free
+            for partial in self.folder.glob(f".*{PARTIAL}"):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - partial.stat().st_mtime > ABANDONED_S:
+                        partial.unlink()
+        left = [episode for episode in episodes if not self._path(episode).is_file()]  # others may be at work, too
+        needed, free = sum(self._bytes(episode) for episode in left), shutil.disk_usage(self.folder).free
         if needed > free:
             raise OSError(
-                f"the latents of {len(episodes)} episodes need {needed / 1e9:.2f} GB, {self.folder} has {free / 1e9:.2f} GB left: "
+                f"the latents of {len(left)} episodes need {needed / 1e9:.3g} GB, {self.folder} has {free / 1e9:.3g} GB left: "
                 "free some space, or choose another latent_cache"
             )
 
@@ -239,7 +249,6 @@ class LatentCache:
 
         with _disk(self.folder):
             _write(self._path(episode), pieces())
-        self._maps.pop(episode.index, None)
 
     def _is_sound(self, episode: Episode) -> bool:
         if self._no_key(episode) is not None or not (path := self._path(episode)).is_file():
@@ -326,10 +335,6 @@ class LatentCache:
             return None
         return shape if header == self._about and len(shape) == 4 else None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without open files: another process maps its own."""
-        return {**self.__dict__, "_maps": {}}
-
 
 def filled_caches(
     readers: Mapping[str, Episodes], window: Window, encode: Encode, key: str, cache_dir: str, every: int, rank: int, ranks: int
@@ -361,6 +366,12 @@ def filled_caches(
         faults += [Fault(number, index, reason) for index, reason in unreadable.items()]
         caches[id(reader)] = cache
     return caches, faults
+
+
+@functools.lru_cache(maxsize=KEPT_MAPS)
+def _mapped(path: Path, shape: tuple[int, ...], _file: int, _changed: int) -> np.memmap:
+    """The latents in this state of a file, without the digest at its end."""
+    return np.memmap(path, np.int16, "r", shape=shape)
 
 
 def _signature(path: Path) -> tuple[int, int] | None:

@@ -183,3 +183,6 @@ class LeRobotEpisodes(Episodes):
         listing = self._meta.listing
         usable = np.searchsorted(listing.indices, self.episodes.indices)
         return [*self._meta.files, *listing.data_files], listing.video_files([camera.key for camera in self.cameras], usable)
+
+    def _picture_files(self) -> list[Path]:
+        return self._meta.listing.video_files([camera.key for camera in self.cameras])

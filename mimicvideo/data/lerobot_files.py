@@ -116,7 +116,7 @@ def read_lines(root: Path, path: Path, keys: Collection[str]) -> Iterator[dict[s
     """
     if not path.is_file():
         raise DatasetError(f"{root} is truncated: {path.relative_to(root)} is missing; {AGAIN}")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

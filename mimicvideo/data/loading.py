@@ -5,6 +5,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from mimicvideo.data.batches import UNREADABLE
+from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Ledger
 
 DEAD = ("exited unexpectedly", "killed by signal", "exited with exit code")  # torch.utils.data's words
@@ -47,6 +49,9 @@ class Loader(DataLoader):
                     raise RuntimeError(advice) from error
                 raise
             self.ledger.add(batch.pop("faults"))
+            if UNREADABLE in batch:
+                found = f"\nFound while training:{self.ledger.lines}" if self.ledger.found else ""
+                raise DatasetError(f"{batch[UNREADABLE]}{found}")
             yield batch
 
 

@@ -9,7 +9,6 @@ from jaxtyping import Float64, Int
 
 from mimicvideo.data.members import Members
 
-QUARANTINED = "quarantined"  # how the reasons of episodes on a quarantine list begin
 WeightBy = Literal["dataset", "episodes", "frames", "temperature"]
 
 
@@ -141,7 +140,7 @@ class Mixture:
         frames = np.bincount(members.source, members.lengths, minlength=count).astype(int).tolist()
         shares = []
         for number, (name, reader) in enumerate(members.readers.items()):
-            set_aside = sum(reason.startswith(QUARANTINED) for reason in reader.skipped.values())
+            set_aside = len(reader.left_out)
             faulty = len(reader.skipped) - set_aside
             shares.append(Share(name, episodes[number], frames[number], self.weights[name], probability[number], faulty, set_aside))
         return shares

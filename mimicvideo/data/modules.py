@@ -22,7 +22,7 @@ from mimicvideo.data.faults import Ledger
 from mimicvideo.data.latents import LatentCache, filled_caches
 from mimicvideo.data.loading import Loader, died
 from mimicvideo.data.members import Members, divide, held_out
-from mimicvideo.data.mixture import QUARANTINED, Share, WeightBy, checked_mixture, table
+from mimicvideo.data.mixture import Share, WeightBy, checked_mixture, table
 from mimicvideo.data.resume import Place, interrupted
 from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order, WindowOrder, spread
 from mimicvideo.data.scan import Opening
@@ -161,6 +161,7 @@ class ClipData(LightningDataModule):
         self._training = self._validating = Members({}, np.zeros(0, int), np.zeros(0, int))
         self._latents: dict[int, LatentCache] | None = None
         self._ledger = Ledger({}, 0.0)
+        self._unused: dict[str, dict[int, str]] = {}  # why episodes take no part in this training, by source and index
         self._place: Place | None = None
         self._skipped_at_start: dict[str, list[int]] | None = None  # of a training that is resumed
 
@@ -184,7 +185,7 @@ class ClipData(LightningDataModule):
         training, validating = divide(readers, self._split, unused)
         if not training:
             raise DatasetError("no episode is left to train on: lower validation_fraction, or add episodes")
-        self.readers, self._training, self._validating = readers, training, validating
+        self.readers, self._training, self._validating, self._unused = readers, training, validating, unused
         self._ledger = Ledger(readers, self._reader_options["max_bad_fraction"])
         rank_zero_info(f"{len(training)} episodes to train on, {len(validating)} to validate on, {len(self.skipped)} skipped")
         rank_zero_info(f"datasets and their share of the samples:\n{table(self.mixture())}")
@@ -217,9 +218,9 @@ class ClipData(LightningDataModule):
         if self._full_windows:  # at the rate of the windows, which need not be the stored one
             rows, span = zip(reader.episodes.indices.tolist(), reader.episodes.lengths.tolist(), strict=True), self.window.span
             short = {index: f"it has {count} rows, fewer than {span}" for index, count in rows if count < span}
-            faulty = {index: reason for index, reason in reader.skipped.items() if not reason.startswith(QUARANTINED)}
+            faulty = {index: reason for index, reason in reader.skipped.items() if index not in reader.left_out}
             refuse(reader.root, faulty | short, len(reader.listed), options["max_bad_fraction"])
-            reader.leave_out(short, "require_full_windows")
+            reader.leave_out(short, "require_full_windows", decided=False)
         return reader
 
     @property
@@ -242,10 +243,8 @@ class ClipData(LightningDataModule):
     @property
     def skipped(self) -> dict[str, str]:
         """What was wrong with the episodes that are not used, by source and index: at opening, and as found while training."""
-        opening = {f"{name}/{index}": text for name, reader in self.readers.items() for index, text in reader.skipped.items()}
-        without = {} if self._captions is None else self._captions.dropped
-        unlabelled = {f"{name}/{index}": text for name, dropped in without.items() for index, text in dropped.items()}
-        return opening | unlabelled | self._ledger.found
+        opening = {f"{name}/{index}": text for name, unused in self._unused.items() for index, text in unused.items()}
+        return opening | self._ledger.found
 
     def contract(self) -> dict[str, Any]:
         """What observations and actions of this data are, for checkpoints and benchmarks; see `action.contract`."""
@@ -306,7 +305,10 @@ class ClipData(LightningDataModule):
         return list(dict.fromkeys(text for reader in self.readers.values() for episode in reader.episodes for text in episode.instructions))
 
     def _batches(self, members: Members, latents: dict[int, LatentCache] | None, caption: Caption) -> ClipBatches:
-        return ClipBatches(members, self.window, latents, self._seed, self._every, caption)
+        return ClipBatches(members, self.window, latents, self._seed, self._every, caption, self._not_to_show())
+
+    def _not_to_show(self) -> list[frozenset[int]]:
+        return [frozenset(unused) for unused in self._unused.values()]
 
     def _order(self) -> Order:
         anchors = self._anchors(self._training)
@@ -353,9 +355,10 @@ class ClipData(LightningDataModule):
         """What the order of samples depends on, how far training has come in it, and what could not be read."""
         return {
             "data": [_fingerprint(reader) for reader in self.readers.values()],
+            "pictures": [reader.pictures_mark for reader in self.readers.values()],
             "seed": self._seed,
             "episodes": len(self._training),
-            "skipped": self._skipped_at_start or {name: sorted(reader.skipped) for name, reader in self.readers.items()},
+            "skipped": self._skipped_at_start or {name: sorted(unused) for name, unused in self._unused.items()},
             "anchor_interval": self._every,
             "mixture": asdict(self._mixture),
             "stretch": asdict(self._stretches().saved),
@@ -369,6 +372,10 @@ class ClipData(LightningDataModule):
                 # What has broken since keeps its place in the order; its windows are replaced, as they were before the interruption.
                 self._skipped_at_start = state_dict["skipped"]
                 self._training, self._validating = divide(self.readers, self._split, state_dict["skipped"])
+                for name, unused in self._unused.items():
+                    if mended := sorted(set(state_dict["skipped"][name]) - set(unused)):
+                        text = "%d episodes of %s could not be used when this training began and stay out, such as %d"
+                        log.warning(text, len(mended), name, mended[0])
             self._ledger.restore(state_dict.get("unreadable", {}))
             self._stretches().resume(interrupted(state_dict, self.state_dict()))
 

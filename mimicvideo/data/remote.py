@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from mimicvideo.atomic import whole_file
+from mimicvideo.atomic import is_full, told, whole_file
 from mimicvideo.data.bounded import reserved, tidy, use
 from mimicvideo.data.errors import DatasetError
 
@@ -33,6 +33,7 @@ DEFAULT_GB = 100.0
 DOWNLOADS = 8  # at the same time
 ANSWER_S = 30.0
 MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "Last-Modified", "LastModified", "mtime", "created")  # by what file systems say
+ELSEWHERE = "let XDG_CACHE_HOME lead to another disk; remote_cache_gb bounds what all copies take"
 AGAIN = 5  # attempts to open a copy that another process drops each time
 PACKAGES = {
     "s3": "s3fs",
@@ -88,8 +89,9 @@ def local_folder(url: str, cache_dir: str | Path | None = None, limit_gb: float 
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", url.rsplit("/", 1)[-1])
     folder = cache / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     listing = Listing(url, int(limit_gb * 1e9), _list(url))
-    folder.mkdir(parents=True, exist_ok=True)
-    use(folder)
+    with told("copies of remote files cannot be written to", cache, ELSEWHERE):
+        folder.mkdir(parents=True, exist_ok=True)
+        use(folder)
     known = _read(folder).files if (folder / LISTING).is_file() else {}
     for path in {*known, *listing.files}:
         if known.get(path) != listing.files.get(path):  # it was changed or removed there
@@ -101,9 +103,10 @@ def local_folder(url: str, cache_dir: str | Path | None = None, limit_gb: float 
             f"{limit_gb:g}: raise remote_cache_gb"
         )
     content = json.dumps({"url": url, "limit": listing.limit, "files": listing.files})
-    with whole_file(folder / LISTING) as temporary:
-        temporary.write_text(content)
-    tidy(folder, listing.limit, _LATER.search)
+    with told("copies of remote files cannot be written to", cache, ELSEWHERE):
+        with whole_file(folder / LISTING) as temporary:
+            temporary.write_text(content)
+        tidy(folder, listing.limit, _LATER.search)
     missing = [path for path in needed if not (folder / path).is_file()]
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         copies = pool.map(lambda path: _fetch(folder, path, listing), missing)
@@ -275,7 +278,8 @@ def _fetch(folder: Path, name: str, listing: Listing) -> None:
     except DatasetError:
         raise
     except Exception as error:
-        raise DatasetError(f"{listing.url}/{name} cannot be fetched into {folder}: {type(error).__name__}: {error}") from error
+        remedy = f". Free some space, or {ELSEWHERE}" if is_full(error) else ""
+        raise DatasetError(f"{listing.url}/{name} cannot be fetched into {folder}: {type(error).__name__}: {error}{remedy}") from error
 
 
 def _download(system: Any, source: str, target: Path, size: int, mark: str) -> None:

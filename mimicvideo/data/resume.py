@@ -9,6 +9,8 @@ from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
 
+FILES = {"data": "numbers, sentences or descriptions", "pictures": "files with pictures"}  # what is saved as a hash of them
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -70,7 +72,9 @@ def interrupted(before: Mapping[str, Any], now: Mapping[str, Any]) -> Stretch:
         now: What the module that goes on would save.
     """
     for name in before.keys() & now.keys() - {"stretch", "unreadable"}:
-        if now[name] != before[name]:
+        if now[name] != before[name] and name in FILES:
+            log.warning("resuming with other batches than before: %s of the datasets have changed since the training stopped", FILES[name])
+        elif now[name] != before[name]:
             log.warning("resuming with other batches than before: %s was %s, now %s", name, before[name], now[name])
     present = Stretch(**now["stretch"])
     if "stretch" in before:

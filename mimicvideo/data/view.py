@@ -82,7 +82,7 @@ class View(Episodes):
         stored = source.listed.lengths
         self._lengths = np.where(stored > 0, (stored - 1) * faster.numerator // faster.denominator + 1, 0)
         self.listed = Listing(source.listed.indices, self._lengths, self._viewed, source.listed.task_names, source.listed.task_codes)
-        self.skipped = dict(source.skipped)
+        self.skipped, self.left_out = dict(source.skipped), source.left_out
         self.episodes = self.listed.take(np.flatnonzero(~np.isin(self.listed.indices, list(self.skipped))))
         self._numbers: Recent[tuple[np.ndarray, np.ndarray]] = Recent(KEPT_BYTES)
 
@@ -177,6 +177,9 @@ class View(Episodes):
 
     def _decode(self, episode: ViewedEpisode, camera: Camera, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height width 3"]:
         return self.source._decode(episode.source, camera, self._stored_rows(episode)[rows])
+
+    def _picture_files(self) -> list[Path]:
+        return self.source._picture_files()
 
     def _files(self) -> tuple[list[Path], list[Path]]:
         return self.source._files()

@@ -1,11 +1,12 @@
 """What lies in a zarr container, a folder or a zip file: its arrays by group, told from their metadata without decoding anything."""
 
+import functools
 import hashlib
 import itertools
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ FILTERS = {"adler32", "astype", "bitround", "crc32", "crc32c", "delta", "fixedsc
 FILTERS |= {"packbits", "quantize", "shuffle"}
 TEXTS = {"vlen-bytes", "vlen-utf8"}
 CODECS = {"bytes", "transpose", "sharding_indexed", "crc32c"}  # of zarr 3 beside the above
+
+# Of damaged files and zip files.
+UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError)
 
 
 class DamagedZip(DatasetError):
@@ -80,16 +84,16 @@ class Container:
         found: dict[str, dict[str, ArrayFacts]] = {}
         damaged: dict[str, str] = {}
         files = [name for name in sorted(self.names) if name.rpartition("/")[2] in (".zarray", "zarr.json")]
-        for name, content in self._read(files):
+        for name, read in self._contents(files):
             place = name.rpartition("/")[0]
             group, _, key = place.rpartition("/")
             where = f"array {place!r} of {self.path}"
             try:
-                meta = json.loads(content)
+                meta = json.loads(read())
                 if name.endswith("zarr.json") and meta["node_type"] != "array":
                     continue
                 facts = _facts_v3(place, meta, where) if name.endswith("zarr.json") else _facts_v2(place, meta, where)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, *UNREADABLE) as error:
                 if isinstance(error, DatasetError):
                     raise
                 damaged.setdefault(group, f"the metadata of {where} are damaged ({type(error).__name__}: {error}): copy them again")
@@ -109,16 +113,17 @@ class Container:
         try:
             if self.path.is_dir():
                 return [inner, [file_identity(self.path / name) for name in files]]
-            return [inner, [hashlib.sha256(content).hexdigest() for _, content in self._read(files)]]
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            return [inner, [hashlib.sha256(read()).hexdigest() for _, read in self._contents(files)]]
+        except UNREADABLE as error:
             raise DatasetError(f"array {facts.path!r} of {self.path} cannot be read: {error}") from error
 
-    def _read(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    def _contents(self, names: list[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Files by name, and what reads each; one of `UNREADABLE` is raised if it cannot be."""
         if self.path.is_dir():
-            yield from ((name, (self.path / name).read_bytes()) for name in names)
+            yield from ((name, (self.path / name).read_bytes) for name in names)
             return
         with zipfile.ZipFile(self.path) as file:
-            yield from ((name, file.read(name)) for name in names)
+            yield from ((name, functools.partial(file.read, name)) for name in names)
 
 
 def open_container(path: Path) -> Container:
@@ -132,7 +137,7 @@ def open_container(path: Path) -> Container:
     try:
         with zipfile.ZipFile(fetched(path)) as file:
             return Container(path, frozenset(file.namelist()))
-    except (zipfile.BadZipFile, OSError) as error:
+    except UNREADABLE as error:
         raise DamagedZip(f"{path} is damaged or truncated ({error}): copy it again") from error
 
 

@@ -1,6 +1,7 @@
 """ZarrStore: episodes as groups of zarr arrays, each with its own times, as the official mimic-video preprocessing writes them."""
 
 import asyncio
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from mimicvideo.data.zarr_files import ArrayFacts, Container, DamagedZip, open_c
 TIMES = "_timestamps"  # follows the name of the array whose times these are, in ns
 METADATA = (".zgroup", ".zattrs", ".zmetadata", "zarr.json")  # of groups
 KEPT_ARRAYS = 4096  # whose metadata is not read again
+KEPT_ZIPS = 64  # that stay open in each process, which usually may have 1024 files open
 
 
 class ZarrStore(Store):
@@ -74,7 +76,7 @@ class ZarrStore(Store):
             for index, (container, group, arrays, problem) in enumerate(found)
         ]
         self._origins: dict[int, int] = {}
-        self._open: dict[tuple[int, Path, str], Any] = {}
+        self._open: dict[int, dict[str, Any]] = {}  # arrays in folders, by process
 
     def numbers(self, entry: Entry, keys: Sequence[str]) -> dict[str, np.ndarray]:
         found = {}
@@ -188,26 +190,33 @@ class ZarrStore(Store):
             raise DatasetError(f"{entry.name}: {key} cannot be read: {type(error).__name__}: {error}") from error
 
     def _array(self, container: Container, facts: ArrayFacts) -> Any:
-        """An array, opened once per process: a zip file's position is shared with processes that were forked later."""
+        """An array, which is not opened again in this process unless it had to make room for others."""
         import zarr
-        from zarr.storage import LocalStore, ZipStore
+        from zarr.storage import LocalStore
 
-        place = (os.getpid(), container.path, facts.path)
-        if place not in self._open:
-            if len(self._open) >= KEPT_ARRAYS:
-                self._open.clear()
-            if not container.path.is_dir():
-                zipped = (os.getpid(), container.path, "")
-                if zipped not in self._open:
-                    self._open[zipped] = ZipStore(container.path, mode="r")
-                store = self._open[zipped]
-            else:
+        if container.path.is_dir():
+            store, kept = None, self._open.setdefault(os.getpid(), {})
+        else:
+            stat = container.path.stat()
+            store, kept = _zipped(container.path, stat.st_size, stat.st_mtime_ns, os.getpid())
+        if (array := kept.get(facts.path)) is None:
+            if store is None:
                 store = _fetching_store(container.path) if is_copy(container.path) else LocalStore(container.path, read_only=True)
-            self._open[place] = zarr.open_array(store, path=facts.path, mode="r")
-        return self._open[place]
+            if len(kept) >= KEPT_ARRAYS:
+                kept.clear()
+            array = kept[facts.path] = zarr.open_array(store, path=facts.path, mode="r")
+        return array
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
+
+
+@functools.lru_cache(maxsize=KEPT_ZIPS)
+def _zipped(path: Path, _size: int, _changed: int, _process: int) -> tuple[Any, dict[str, Any]]:
+    """An open zip file, and the arrays in it that have been opened. Its position is shared with processes that were forked later."""
+    from zarr.storage import ZipStore
+
+    return ZipStore(path, mode="r"), {}
 
 
 def _fetching_store(root: Path) -> Any:

@@ -1,8 +1,6 @@
 """PromptEncoder: instructions become T5 embeddings, kept in memory and on disk, so that T5 itself is seldom loaded."""
 
 import hashlib
-import os
-import tempfile
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mimicvideo.atomic import told, whole_file
 from mimicvideo.execution import lasting
 from mimicvideo.video import pretrained
 
@@ -159,13 +158,7 @@ def _read_checked(path: Path) -> Tensor | None:
 
 
 def _write_checked(path: Path, embedding: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = save({"embedding": embedding.contiguous()}, {"sha256": pretrained.tensor_hash(embedding)})
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    remedy = "choose another prompt_cache. Embeddings that are there already stay good."
+    with told("could not write text embeddings to", path.parent, remedy), whole_file(path) as temporary:
+        temporary.write_bytes(data)

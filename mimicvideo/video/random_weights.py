@@ -82,7 +82,7 @@ class RandomCosmos(CosmosPredict):
 
     @cached_property
     def vae_hash(self) -> str:
-        return hashlib.sha256(f"random vae {self._made['vae']} {self._made['seed']}".encode()).hexdigest()
+        return hashlib.sha256(f"random vae {self._made['vae']} {self._made['seed']} {self.dtype}".encode()).hexdigest()
 
 
 @torch.no_grad()

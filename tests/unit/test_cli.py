@@ -1,7 +1,9 @@
 """The command line in this process: links, what overrides what, and every kind of mistake refused before anything is built."""
 
+import errno
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
@@ -414,6 +416,18 @@ def test_a_noise_level_is_refused_as_a_mistake_of_the_command_line(
     status, err = program_run(monkeypatch, capsys, "fit", "--config", toy, "--model.noise.tau=3")
     assert status == 2
     assert err == "mimicvideo fit: error: model.init_args.noise: tau must lie in [0, 1] (0 clean, 1 noise), got 3.0\n"
+
+
+def test_a_disk_that_fills_up_where_a_library_writes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/csv/metrics.csv")
+
+    def train(verb: str, argv: list[str]) -> None:
+        raise KeyError("a logger failed") from full
+
+    monkeypatch.setattr(program, "run", train)
+    status, err = program_run(monkeypatch, capsys, "fit")
+    assert status == 1
+    assert "mimicvideo fit: error: No space left on device for runs/a/csv/metrics.csv: free some space" in err and "can be resumed" in err
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

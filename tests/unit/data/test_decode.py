@@ -141,6 +141,17 @@ def test_unreadable_files(tmp_path: Path) -> None:
         inspect(tmp_path / "absent.mp4")
 
 
+def test_headers_that_are_damaged(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", FRAMES)
+    content = (tmp_path / "v.mp4").read_bytes()
+    (tmp_path / "v.mp4").write_bytes(content.replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    with pytest.raises(VideoError, match="encoded in a way that FFmpeg does not know"):
+        inspect(tmp_path / "v.mp4")
+    (tmp_path / "v.mp4").write_bytes(content.replace(b"VideoHandler", b"VideoH\xffndler"))
+    with pytest.raises(VideoError, match="FFmpeg cannot read it .*0xff"):
+        inspect(tmp_path / "v.mp4")
+
+
 def test_strict_decoding_finds_damage_in_the_middle(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     write_video(tmp_path / "v.mp4", [random.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(30)])

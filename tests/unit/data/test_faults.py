@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.errors import DatasetError
+from mimicvideo.data.lerobot import LeRobotEpisodes
 from mimicvideo.data.loading import died
 from mimicvideo.data.modules import ClipData
-from tests.synthetic_episodes import Made, by_writer, what_is_shown
+from mimicvideo.data.quarantine import write_quarantine
+from tests.synthetic_episodes import Made, by_lerobot, by_writer, what_is_shown
 
 LENGTHS = [6] * 20
 
@@ -212,5 +214,74 @@ def test_nothing_readable_at_all(made: Made, monkeypatch: pytest.MonkeyPatch) ->
     data = make(made, max_bad_fraction=1.0)
     for episode in training_episodes(data):
         video(made, episode).unlink()
-    with pytest.raises(DatasetError, match="32 windows in a row cannot be read, the last of them: .*there is no such file"):
+    with pytest.raises(DatasetError, match="32 windows in a row cannot be read\nFound while training:\n  data/.*there is no such file"):
         batches(data, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_everything_breaks_at_once(made: Made, workers: int) -> None:
+    data = make(made, num_workers=workers, max_bad_fraction=0.1)
+    gone = training_episodes(data)
+    for episode in gone:
+        video(made, episode).unlink()
+    with pytest.raises(DatasetError, match="of 20 episodes of .* cannot be used: .*max_bad_fraction") as raised:
+        batches(data, 1)
+    listed = [episode for episode in gone if f"\n  episode {episode}: pictures of camera corner2" in str(raised.value)]
+    assert len(listed) > 10, "not the first one alone"
+
+
+def quarantined(made: Made, path: Path, episodes: list[int]) -> str:
+    fingerprint = LeRobotEpisodes(made.root).tables_fingerprint
+    reasons = dict.fromkeys(episodes, "it looks odd")
+    write_quarantine(path, {"data": {"root": made.root, "fingerprint": fingerprint, "episodes": reasons}})
+    return str(path)
+
+
+def test_a_quarantine_counts_towards_no_limit(made: Made, tmp_path: Path) -> None:
+    first, second, third, *_ = training_episodes(make(made))
+    quarantine = quarantined(made, tmp_path / "q.json", [first, second])
+    data = make(made, max_bad_fraction=0.05, quarantine=quarantine)
+    data.setup()
+    (share,) = data.mixture()
+    assert (share.skipped, share.quarantined, share.episodes) == (0, 2, 16)
+    corrupt(made, third)
+    seen = {episode for batch in batches(data, 20) for episode in batch["episode"].tolist()}
+    assert len(seen) == 15 and not {first, second, third} & seen
+    assert set(data.skipped) == {f"data/{episode}" for episode in (first, second, third)}
+
+
+@pytest.mark.parametrize("kind", ["clips", "demonstrations"])
+def test_what_is_left_out_later_is_replaced_in_its_place(made: Made, tmp_path: Path, kind: str) -> None:
+    """A quarantine and a caption policy that an interrupted training did not have."""
+    saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+    data = make(made, kind, exhaustive=True)
+    whole = fit(data, Learner(), 20, callbacks=[saving])
+    left_out = training_episodes(data)[4:7]
+    later = make(made, kind, exhaustive=True, quarantine=quarantined(made, tmp_path / "q.json", left_out))
+    resumed = fit(later, Learner(), 20, ckpt=tmp_path / "step=10.ckpt")
+    replaced = 0
+    for before, after in zip(whole.seen[10:], resumed.seen, strict=True):
+        for (position, was, row), (same, now, new_row) in zip(before, after, strict=True):
+            assert position == same and now not in left_out
+            assert was in left_out or (now, new_row) == (was, row)
+            replaced += was in left_out
+    assert replaced
+    assert set(later.skipped) == {f"data/{episode}" for episode in left_out} and not later._ledger.found
+
+
+def test_unlabelled_episodes_stay_out_after_an_interruption(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = by_lerobot(tmp_path / "d", [6] * 10, ["Do it."] * 6 + [""] * 4).root
+    options: dict[str, Any] = {"root": str(root), "observed": 1, "future": 4, "batch_size": 5, "captions": {"empty": "drop"}}
+    saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+    whole = fit(ClipData(**options), Learner(), 12, callbacks=[saving])
+    resumed = fit(ClipData(**options), Learner(), 12, ckpt=tmp_path / "step=5.ckpt")
+    assert resumed.seen == whole.seen[5:] and "resuming with other batches" not in caplog.text
+    kept = fit(ClipData(**{**options, "captions": {"empty": "keep"}}), Learner(), 12, ckpt=tmp_path / "step=5.ckpt")
+    assert (
+        kept.seen == whole.seen[5:]
+        and "4 episodes of data could not be used when this training began and stay out, such as 6" in caplog.text
+    )
+    everything = fit(ClipData(**{**options, "captions": None}), Learner(), 12, callbacks=[ModelCheckpoint(tmp_path / "all", "{step}")])
+    later = fit(ClipData(**options), Learner(), 20, ckpt=tmp_path / "all/step=12.ckpt")
+    assert any(episode > 5 for batch in everything.seen for _, episode, _ in batch)
+    assert not any(episode > 5 for batch in later.seen for _, episode, _ in batch), "they are replaced"

@@ -1,11 +1,13 @@
 """Cached latents are the encoder's, of the right window; whatever is stale, partial or damaged is encoded anew."""
 
+import errno
 import os
 import pickle
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor
 
 import mimicvideo.data.latents as latents_module
+from mimicvideo.data.claims import Claims
+from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.latents import LatentCache
 from mimicvideo.data.lerobot import LeRobotEpisodes
 from mimicvideo.data.window import Window
@@ -180,7 +184,52 @@ def test_too_little_room_is_said_before_work_starts(tmp_path: Path, reader: LeRo
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(latents_module.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(OSError, match="latents of 3 episodes need 0.00 GB, .* has 0.00 GB left: free some space"):
+    with pytest.raises(OSError, match="latents of 3 episodes need .*e-06 GB, .* has 1e-06 GB left: free some space"):
+        fill(tmp_path, reader)
+
+
+def test_room_is_needed_only_for_what_others_have_not_written(
+    tmp_path: Path, reader: LeRobotEpisodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process encodes the first two episodes just before this one knows how large latents are."""
+    from collections import namedtuple
+
+    mine, other = (LatentCache(tmp_path / "cache", reader, WINDOW, "vae") for _ in range(2))
+    fresh, usage = Encoder(), namedtuple("usage", "total used free")
+
+    def slow(video: Tensor) -> Tensor:
+        if not fresh.calls:
+            other.encode(other.missing(reader.episodes)[:2], Encoder(), progress=False)
+            last = other._bytes(reader.episodes[2])
+            monkeypatch.setattr(latents_module.shutil, "disk_usage", lambda path: usage(10**9, 0, last))
+        return fresh(video)
+
+    monkeypatch.setattr(Claims, "take", lambda *_: True)
+    monkeypatch.setattr(Claims, "release", lambda *_: None)
+    mine.encode(mine.missing(reader.episodes), slow, progress=False)
+    check(mine, reader)
+
+
+def test_what_killed_processes_left_is_deleted_when_it_is_old(tmp_path: Path, reader: LeRobotEpisodes) -> None:
+    cache = fill(tmp_path, reader)
+    old, young = (cache.folder / f".{name(cache, 1)}..{which}.partial" for which in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1e9, 1e9))
+    (cache.folder / name(cache, 1)).unlink()
+    check(fill(tmp_path, reader), reader)
+    assert not old.exists() and young.exists()
+
+
+@pytest.mark.parametrize("left", ["claims", "latents"])
+def test_a_folder_that_cannot_be_written_is_told(
+    tmp_path: Path, reader: LeRobotEpisodes, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Claims, "_open", refuse) if left == "claims" else monkeypatch.setattr(latents_module, "_write", refuse)
+    with pytest.raises(OSError, match=r"could not write latents to .* \(Read-only file system\): make it writable, or choose another"):
         fill(tmp_path, reader)
 
 
@@ -206,3 +255,30 @@ def test_reading_decodes_nothing(tmp_path: Path, reader: LeRobotEpisodes, monkey
         and value.shape == (3, 3, 2, 2)
         and np.prod(value.shape) * 2 * 20 + 32 == os.path.getsize(cache.folder / name(cache, 0))
     )
+
+
+def open_files(path: Path) -> int:
+    """How many descriptors of this process lead to a file."""
+    return sum(os.path.realpath(place) == str(path) for place in Path("/proc/self/fd").iterdir())
+
+
+def test_a_few_files_stay_open_however_many_episodes_there_are(tmp_path: Path, reader: LeRobotEpisodes) -> None:
+    cache = fill(tmp_path, reader)
+    path, latents = cache.folder / name(cache, 1), cache.read(reader.episodes[1], 2)
+    for changed in range(latents_module.KEPT_MAPS + 50):  # each is another state of the file, as other episodes' would be
+        os.utime(path, ns=(changed, changed))
+        assert torch.equal(cache.read(reader.episodes[1], 2), latents)
+    assert 1 <= open_files(path) <= latents_module.KEPT_MAPS
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path: Path, reader: LeRobotEpisodes, damage: str) -> None:
+    cache = fill(tmp_path, reader)
+    path = cache.folder / name(cache, 1)
+    cache.read(reader.episodes[1], 2)
+    path.unlink() if damage == "gone" else os.truncate(path, 0 if damage == "empty" else 100)
+    with pytest.raises(
+        DatasetError, match=f"episode 1 of .*: its latents .*{path.name} cannot be read .*: starting again encodes them anew"
+    ):
+        cache.read(reader.episodes[1], 2)
+    check(fill(tmp_path, reader), reader)

@@ -119,6 +119,20 @@ def test_a_rate_that_is_none(fps: Any, tmp_path: Path) -> None:
         open_episodes(tmp_path / "d")
 
 
+def test_lists_that_are_no_text(tmp_path: Path) -> None:
+    path = v21(tmp_path / "d") / "meta/episodes.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"Do it.", b"Do \xd2t."))
+    with pytest.raises(DatasetError, match=r"episodes.jsonl is damaged or truncated in line 1 \(.*0xd2"):
+        open_episodes(tmp_path / "d")
+
+
+def test_rows_with_pictures_that_vanish(tmp_path: Path) -> None:
+    reader = open_episodes(images(tmp_path / "d"))
+    rows_of(tmp_path / "d", 1).unlink()
+    with pytest.raises(DatasetError, match="episode 1 of .*: pictures cannot be read: .*episode_000001.parquet"):
+        reader.picture_key(reader.episodes[1])
+
+
 def test_missing_videos_of_version_2(tmp_path: Path) -> None:
     (v21(tmp_path / "d") / "videos/chunk-000/observation.images.corner2/episode_000001.mp4").unlink()
     for spec in (None, DatasetSpec(robot="mine")):

@@ -1,5 +1,6 @@
 """Datasets behind URLs: what is fetched when, what is kept, and what happens when it fails."""
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -139,6 +140,35 @@ def test_half_a_download_leaves_nothing(tmp_path: Path, memory: MemoryFileSystem
     with pytest.raises(DatasetError, match="set/b.mp4 cannot be fetched into .*: OSError: 3 of 5 bytes arrived"):
         fetched(folder / "b.mp4")
     assert {path.name for path in folder.iterdir()} == {"a.txt", ".remote.json", ".in-use"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_is_no_fault_of_an_episode(
+    tmp_path: Path, memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    lerobot_v21(tmp_path / "local")
+    upload(memory, tmp_path / "local")
+    options: dict[str, Any] = {"max_bad_fraction": 0.9, "validation_fraction": 0.0, "ram_cache_gb": 0.0, "num_workers": workers}
+    data = ClipData(root=URL, observed=1, future=4, batch_size=4, **options)
+    data.setup()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(remote, "_download", full)
+    with pytest.raises(DatasetError, match=r"mp4 cannot be fetched into .*No space left on device. Free some space, or let XDG_CACHE"):
+        next(iter(data.train_dataloader()))
+    assert not data.skipped
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert sum(len(batch["row"]) for batch in islice(iter(data.train_dataloader()), 3)) == 12, "with room it goes on"
+
+
+def test_copies_that_cannot_be_written_at_all(tmp_path: Path, memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.pipe({"/bucket/data/set/a.txt": b"1"})
+    (tmp_path / "cache").write_text("no folder")
+    with pytest.raises(OSError, match="copies of remote files cannot be written to .*cache.*: free some space, or let XDG_CACHE_HOME lead"):
+        local_folder(URL)
 
 
 def test_a_vanished_file_is_named(tmp_path: Path, memory: MemoryFileSystem) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mimicvideo.data.demonstration_data import DemonstrationData
 from mimicvideo.data.modules import ClipData
-from tests.synthetic_episodes import by_writer
+from tests.synthetic_episodes import by_writer, change_rows
 
 STEPS = 9
 
@@ -144,6 +144,21 @@ def test_other_batches_than_before_are_warned_of(root: str, tmp_path: Path, capl
     trainer.fit(Recorder(), data, ckpt_path=tmp_path / "step=1.ckpt", weights_only=True)
     assert "resuming with other batches than before: seed was 0, now 7" in caplog.text
     assert "resuming with 2 samples per batch over all ranks, before 4: their order goes on" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["numbers, sentences or descriptions", "files with pictures"])
+def test_a_dataset_that_has_changed_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    made = by_writer(tmp_path / "d", lengths=(5, 3, 4, 3))
+    saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+    fit(str(made.root), "clips", 0, steps=2, callbacks=[saving])
+    if what == "files with pictures":
+        video = sorted(made.root.rglob("*.mp4"))[1]
+        video.write_bytes(video.read_bytes() + b"\0\0\0\x08free")  # a box that players skip
+    else:
+        change_rows(made.root, lambda columns: columns["action"].reverse())
+    fit(str(made.root), "clips", 0, steps=3, ckpt=tmp_path / "step=2.ckpt")
+    told = [record.getMessage() for record in caplog.records if "resuming with other batches" in record.getMessage()]
+    assert told == [f"resuming with other batches than before: {what} of the datasets have changed since the training stopped"]
 
 
 def fit_ranks(monkeypatch: pytest.MonkeyPatch, root: str, kind: str, ranks: int, batch_size: int, **options: Any) -> list[list[int]]:

@@ -1,6 +1,8 @@
 """Zarr episodes: streams at different rates, only wanted chunks, and nothing that could run code."""
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.open import open_episodes
 from mimicvideo.data.rotations import Format, from_matrix, to_matrix
 from mimicvideo.data.spec import DatasetSpec
-from mimicvideo.data.zarr_store import ZarrStore
+from mimicvideo.data.zarr_store import KEPT_ZIPS, ZarrStore
 from tests.every_format import ZARR, write_zarr_episode, zarr_v2, zarr_v3, zarr_zips
 
 START = 1_700_000_000_000_000_000  # ns; times are those of a clock
@@ -159,6 +161,16 @@ def test_only_chunks_with_wanted_rows_are_read(tmp_path: Path, monkeypatch: pyte
     assert sorted(asked) == ["episode_2/workspace_rgb/1.0.0.0", "episode_2/workspace_rgb/3.0.0.0"]
 
 
+def test_a_few_zip_files_stay_open_however_many_there_are(tmp_path: Path) -> None:
+    zarr_zips(tmp_path / "zips")
+    reader = open_episodes(tmp_path / "zips", spec=ZARR, ram_cache_gb=0.0)
+    path, frames = tmp_path / "zips/episode_1.zarr.zip", reader.frames(reader.episodes[1], [6, 8])
+    for changed in range(KEPT_ZIPS + 20):  # each is another state of the file, as other files would be
+        os.utime(path, ns=(changed, changed))
+        assert np.array_equal(reader.frames(reader.episodes[1], [6, 8]), frames)
+    assert 1 <= sum(os.path.realpath(place) == str(path) for place in Path("/proc/self/fd").iterdir()) <= KEPT_ZIPS
+
+
 def metadata(change: dict[str, Any]) -> Any:
     def damage(root: Path) -> None:
         path = root / "episode_0/state_lowdim/.zarray"
@@ -242,6 +254,42 @@ def test_damaged_episodes_are_named_and_can_be_skipped(tmp_path: Path, damage: A
     damage(tmp_path / "z/episode_1")
     with pytest.raises(DatasetError, match=f"episode 1: .*{message}"):
         open_episodes(tmp_path / "z", spec=ZARR)
+    assert [episode.index for episode in open_episodes(tmp_path / "z", spec=ZARR, max_bad_fraction=0.4).episodes] == [0, 2]
+
+
+def spoil(path: Path, what: bytes, by: bytes) -> None:
+    content = path.read_bytes()
+    assert what in content and len(what) == len(by)
+    path.write_bytes(content.replace(what, by))
+
+
+@pytest.mark.parametrize(
+    ("what", "by"),
+    [
+        (b'"zarr_format"', b'"zarr_farmat"'),  # CRC-32 of a stored file does not match
+        (b"\x14\x03\x14\x00\x00\x00\x00\x00", b"\x14\x03\x14\x00\x00\x00\x63\x00"),  # a way of compressing that nobody has
+        (b"PK\x03\x04", b"PX\x03\x04"),
+        (b"\x14\x03\x14\x00\x00\x00", b"\x14\x03\xff\x00\x00\x00"),  # of a version to come
+    ],
+)
+def test_damaged_zip_files_are_named_and_can_be_skipped(tmp_path: Path, what: bytes, by: bytes) -> None:
+    zarr_zips(tmp_path / "z")
+    reader = open_episodes(tmp_path / "z", spec=ZARR, ram_cache_gb=0.0)
+    spoil(tmp_path / "z/episode_1.zarr.zip", what, by)
+    with pytest.raises(DatasetError, match="episode_1.zarr.zip"):
+        open_episodes(tmp_path / "z", spec=ZARR)
+    assert [episode.index for episode in open_episodes(tmp_path / "z", spec=ZARR, max_bad_fraction=0.4).episodes] == [0, 2]
+    with suppress(DatasetError):  # what is needed may be sound
+        reader.picture_key(reader.episodes[1])
+    with suppress(DatasetError):
+        reader.frames(reader.episodes[1], [1])
+
+
+def test_a_group_that_cannot_be_read_is_one_episode(tmp_path: Path) -> None:
+    zarr_v2(tmp_path / "z")
+    (tmp_path / "z/episode_1/state_lowdim/.zarray").unlink()
+    (tmp_path / "z/episode_1/state_lowdim/.zarray").symlink_to(tmp_path / "z/loop")
+    (tmp_path / "z/loop").symlink_to(tmp_path / "z/loop")
     assert [episode.index for episode in open_episodes(tmp_path / "z", spec=ZARR, max_bad_fraction=0.4).episodes] == [0, 2]
 
 

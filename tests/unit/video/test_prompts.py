@@ -1,6 +1,9 @@
 """Prompt embeddings: T5's own numbers, zeros beyond each prompt, and caches that are never stale or damaged."""
 
+import errno
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -49,7 +52,7 @@ def test_cached_prompts_need_no_t5(trio: Path, encoder: PromptEncoder, monkeypat
     assert torch.equal(again(PROMPTS[::-1], CPU), first.flip(0))
     assert loads == []
     assert len(list(encoder.cache.glob("*.safetensors"))) == len(PROMPTS)
-    assert not list(encoder.cache.glob("*.tmp"))
+    assert not list(encoder.cache.glob(".*"))
 
 
 def test_damaged_cache_files_are_recomputed(trio: Path, encoder: PromptEncoder, monkeypatch) -> None:
@@ -70,14 +73,14 @@ def test_damaged_cache_files_are_recomputed(trio: Path, encoder: PromptEncoder, 
     assert loads == []
 
 
-def test_a_failed_write_leaves_no_file(encoder: PromptEncoder, monkeypatch) -> None:
-    def full(*args) -> None:
-        raise OSError(28, "No space left on device")
+def test_a_failed_write_is_told_and_leaves_no_file(encoder: PromptEncoder, monkeypatch) -> None:
+    def full(self: Path, data: bytes) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mimicvideo.video.prompts.os.replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        encoder(["open the drawer"], CPU)
-    assert list(encoder.cache.iterdir()) == []
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"could not write text embeddings to .* \(No space left on device\): free .* another prompt_cache"):
+        encoder(PROMPTS, CPU)
+    assert not list(encoder.cache.iterdir())
 
 
 def test_another_encoder_length_or_dtype_is_another_entry(build, trio: Path, own_trio: Path, encoder: PromptEncoder) -> None:
