@@ -1,7 +1,7 @@
 """The audit of one dataset: opened as training would, every episode summarised, and the summaries judged beside each other."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Plan:
         language: That instructions should have; `any` accepts all.
         num_workers: Processes; 0 works in this one.
         folder: Where results are kept.
-        every: Rows from one window to the next.
+        samples: Arguments of `Window.anchors` by name: which windows are samples.
     """
 
     window: Window
@@ -58,7 +58,7 @@ class Plan:
     language: str
     num_workers: int
     folder: Path
-    every: int = 1
+    samples: Mapping[str, Any] = field(default_factory=dict)
 
 
 def audit_dataset(
@@ -114,7 +114,7 @@ def audit_dataset(
     content = {
         **describe(reader),
         "skipped": {str(index): reason for index, reason in reader.skipped.items()},
-        "samples": count_samples(reader, plan.window, plan.every, held_out, set(unlabelled), set(findings.quarantined)),
+        "samples": count_samples(reader, plan.window, held_out, set(unlabelled), set(findings.quarantined), **plan.samples),
         "timestamps": rates.result(),
         "instructions": {
             "episodes_without": instructions.without,

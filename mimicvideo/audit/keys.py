@@ -6,7 +6,7 @@ KEYS = {
     "command": "that was typed",
     "machine": "processor and cores",
     "window": "of the training configuration: observed and future frames, frame_interval and rows of the dataset, horizon in control "
-    "steps, anchor_interval (rows from one window to the next)",
+    "steps, anchor_interval (rows from one window to the next), repeat_first and repeat_last (whether windows beyond the ends are samples)",
     "kinds.*": "every kind of fault that is looked for: severity (error: the episode goes into quarantine; warning; note: "
     "may be meant so) and what it means",
     "keys.*": "this list",

@@ -58,7 +58,7 @@ def _run(data: ClipData, out: Path, num_workers: int, verify: Verify, language: 
         except DatasetError as error:
             results.append(unopened(name, str(error)))
             continue
-        plan = Plan(window, verify, language, num_workers, out, data.anchor_interval)
+        plan = Plan(window, verify, language, num_workers, out, data.samples)
         with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(name, total=sum(episode.length for episode in reader.episodes))
             try:
@@ -99,7 +99,7 @@ def to_json(results: list[Audited], data: ClipData) -> dict[str, Any]:
             "frame_interval": window.frame_interval,
             "horizon": window.horizon,
             "rows": window.span,
-            "anchor_interval": data.anchor_interval,
+            **data.samples,
         },
         "datasets": [
             {

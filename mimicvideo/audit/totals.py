@@ -13,28 +13,35 @@ KEPT_LENGTHS = 100_000  # lengths that the percentiles are taken from
 
 
 def count_samples(
-    reader: Episodes, window: Window, every: int, held_out: set[int], unlabelled: set[int], quarantined: set[int]
+    reader: Episodes,
+    window: Window,
+    held_out: set[int],
+    unlabelled: set[int],
+    quarantined: set[int],
+    anchor_interval: int = 1,
+    repeat_first: bool = True,
+    repeat_last: bool = True,
 ) -> dict[str, Any]:
     """Samples that one pass of each stage draws from a dataset, before and after its quarantine.
 
-    Stage 1 has an anchor for every row and for those whose observed frames reach beyond the end, stage 2 one for every row; of both, each
-    `every`-th counts, and both repeat frames at the ends of an episode. `full` are those that repeat none.
+    Stage 1 has an anchor for every row and for those whose observed frames reach beyond the end, stage 2 one for every row; see
+    `Window.anchors`. `full` are those that repeat no frame.
 
     Args:
         reader: The dataset.
         window: Of the training.
-        every: Rows from one window to the next.
         held_out: Episodes that validate.
         unlabelled: Episodes that are not used because of their captions.
         quarantined: Episodes with errors.
+        anchor_interval: See `Window.anchors`.
+        repeat_first: Likewise.
+        repeat_last: Likewise.
     """
     listed, lengths = reader.episodes.indices, reader.episodes.lengths
-    lead, last = (window.observed - 1) * window.frame_interval, lengths - 1 - window.future * window.frame_interval
-    full = last // every - -(-lead // every) + 1
     samples = {
-        "stage_1": -(-(lengths + window.clip_anchors(0)) // every),
-        "stage_2": -(-lengths // every),
-        "full": np.where(last >= lead, np.maximum(full, 0), 0),
+        "stage_1": window.anchors(True, anchor_interval, repeat_first, repeat_last).counts(lengths),
+        "stage_2": window.anchors(False, anchor_interval, repeat_first, repeat_last).counts(lengths),
+        "full": window.anchors(False, anchor_interval, False, False).counts(lengths),
         "episodes": np.ones_like(lengths),
     }
     bad, without, validates = (np.isin(listed, list(indices)) for indices in (quarantined, unlabelled, held_out))

@@ -16,7 +16,7 @@ from mimicvideo.data.faults import Fault
 from mimicvideo.data.latents import LatentCache
 from mimicvideo.data.members import Member, Members
 from mimicvideo.data.sampler import Item
-from mimicvideo.data.window import Tail, Window, fill_tail, proprio_rows
+from mimicvideo.data.window import EVERY_ROW, Anchors, Tail, Window, fill_tail, proprio_rows
 from mimicvideo.types import Clip, Demonstration
 
 Caption = Callable[[Member, int], str]
@@ -44,7 +44,7 @@ class ClipBatches(Dataset[Any]):
         window: The clips' geometry.
         latents: By source, the caches to read instead of pixels.
         seed: Of the choice of replacements.
-        every: Rows from one anchor to the next.
+        where: Anchors of replacements.
         caption: The sentence of a member's sample at a position of the training.
         unused: Indices of episodes, by source, that are replaced although they may be readable, and not reported: it is known of them.
     """
@@ -55,13 +55,13 @@ class ClipBatches(Dataset[Any]):
         window: Window,
         latents: dict[int, LatentCache] | None = None,
         seed: int = 0,
-        every: int = 1,
+        where: Anchors = EVERY_ROW,
         caption: Caption = instruction,
         unused: Sequence[Collection[int]] | None = None,
     ) -> None:
         self._caption = caption
         self._unused = unused
-        self.members, self.window, self._seed, self._every = members, window, seed, every
+        self.members, self.window, self._seed, self._where = members, window, seed, where
         # In pairs, not by id: a worker that does not start as a fork has objects of its own.
         self._latents = None if latents is None else [(reader, latents[id(reader)]) for reader in members.readers.values()]
 
@@ -109,13 +109,9 @@ class ClipBatches(Dataset[Any]):
                     faults.append(Fault(int(self.members.source[item.episode]), member.episode.index, str(error)))
             random = np.random.default_rng([self._seed, 2, wanted.position, attempt])
             episode = int(random.choice(np.flatnonzero(self.members.source == self.members.source[wanted.episode])))
-            anchors = -(-self.anchors(int(self.members.lengths[episode])) // self._every)
-            item = Item(wanted.position, episode, self._every * int(random.integers(anchors)))
+            anchors = int(self._where.counts(self.members.lengths[episode]))
+            item = Item(wanted.position, episode, self._where.row(int(random.integers(anchors))))
         raise _Unreadable(f"{ATTEMPTS} windows in a row cannot be read", faults)
-
-    def anchors(self, rows: int) -> int:
-        """How many windows an episode of `rows` rows has."""
-        return self.window.clip_anchors(rows)
 
     def _finish(self, members: Sequence[Member], samples: Sequence[dict[str, Any]]) -> None:
         """Completes what `_fields` returned for the samples of a batch, where that is done for many at once."""
@@ -154,11 +150,11 @@ class DemonstrationBatches(ClipBatches):
         hold_dims: tuple[int, ...],
         latents: dict[int, LatentCache] | None = None,
         seed: int = 0,
-        every: int = 1,
+        where: Anchors = EVERY_ROW,
         caption: Caption = instruction,
         unused: Sequence[Collection[int]] | None = None,
     ) -> None:
-        super().__init__(members, window, latents, seed, every, caption, unused)
+        super().__init__(members, window, latents, seed, where, caption, unused)
         self._history, self._hold_dims = history, hold_dims
         self._tail: Tail = tail
 
@@ -171,9 +167,6 @@ class DemonstrationBatches(ClipBatches):
             video = batch.pop("video")
             observation["video"], batch["future"] = video[:, : self.window.observed], video[:, self.window.observed :]
         return cast(Demonstration, {"observation": observation, **batch})
-
-    def anchors(self, rows: int) -> int:
-        return rows
 
     def _fields(self, member: Member, row: int) -> dict[str, Any]:
         steps, beyond = self.window.action_steps(row, member.episode.length)

@@ -1,10 +1,8 @@
 """DemonstrationData: the data of stage 2, observations with the expert's actions, as a LightningDataModule."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
-from jaxtyping import Int
 
 from mimicvideo.data.batches import Caption, ClipBatches, DemonstrationBatches
 from mimicvideo.data.episodes import Episodes
@@ -41,6 +39,7 @@ class DemonstrationData(ClipData):
     """
 
     _by_window = True
+    _past_end = False
 
     def __init__(
         self,
@@ -89,6 +88,7 @@ class DemonstrationData(ClipData):
                 [reader.tables_fingerprint for reader in readers],
                 self._training.numbers.tolist(),
                 [self.window.horizon, self.window.stride, self._history, self._tail, self._hold_dims],
+                [self.anchors().first, self.anchors().beyond],
             ]
             self._statistics = cached(readers[0].root, self._cache_dir, key, self._compute_statistics)
         return self._statistics
@@ -97,14 +97,12 @@ class DemonstrationData(ClipData):
         numbers = [(member.source.actions(member.episode), member.source.proprio(member.episode)) for member in self._training]
         actions, proprio = ([pair[place] for pair in numbers] for place in (0, 1))  # of each episode at once: files are read once
         representation = self._training[0].source.representation
-        return window_statistics(actions, proprio, self.window, self._tail, self._hold_dims, self._history, representation)
+        where = replace(self.anchors(), every=1)
+        return window_statistics(actions, proprio, self.window, self._tail, self._hold_dims, self._history, representation, where)
 
     def _batches(self, members: Members, latents: dict[int, LatentCache] | None, caption: Caption) -> ClipBatches:
         numbers = (self._history, self._tail, self._hold_dims)
-        return DemonstrationBatches(members, self.window, *numbers, latents, self._seed, self._every, caption, self._not_to_show())
-
-    def _anchors(self, members: Members) -> Int[np.ndarray, " episodes"]:
-        return -(-members.lengths // self._every)
+        return DemonstrationBatches(members, self.window, *numbers, latents, self._seed, self.anchors(), caption, self._not_to_show())
 
     def _check_alike(self, readers: Mapping[str, Episodes]) -> None:
         super()._check_alike(readers)

@@ -242,6 +242,7 @@ def _fast_lines(path: Path) -> pa.Table | None:
     try:
         options = arrow_json.ParseOptions(explicit_schema=LINE, unexpected_field_behavior="ignore")
         table = arrow_json.read_json(path, parse_options=options)
+        table.validate(full=True)  # whether all texts are UTF-8
     except (pa.ArrowException, OSError):
         return None
     return None if table["episode_index"].null_count or table["length"].null_count else table

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,7 +15,7 @@ from torch import Tensor
 from mimicvideo.data.batches import Caption, ClipBatches
 from mimicvideo.data.captioning import Captioning, instruction
 from mimicvideo.data.captions import parse_captions
-from mimicvideo.data.episodes import Episodes, refuse
+from mimicvideo.data.episodes import Episodes
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Ledger
 from mimicvideo.data.latents import LatentCache, filled_caches
@@ -26,10 +25,11 @@ from mimicvideo.data.mixture import Share, WeightBy, checked_mixture, table
 from mimicvideo.data.resume import Place, interrupted
 from mimicvideo.data.sampler import BatchStream, ClipOrder, FixedBatches, Order, WindowOrder, spread
 from mimicvideo.data.scan import Opening
+from mimicvideo.data.short import leave_out_short
 from mimicvideo.data.sources import Source, require_same
 from mimicvideo.data.spec import DatasetSpec
 from mimicvideo.data.view import viewed
-from mimicvideo.data.window import Window
+from mimicvideo.data.window import Anchors, Window
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class ClipData(LightningDataModule):
         frame_interval: Rows from one frame to the next.
         frame_hz: Rows per second, to which datasets of other rates are brought by taking the nearest pictures; None takes what is stored.
         anchor_interval: Rows from one window to the next; with more than 1 fewer windows train, and fewer latents are cached.
+        repeat_first: Whether windows that begin before an episode are samples, in which its first frame is repeated.
+        repeat_last: Whether windows that end after an episode are samples, in which its last frame is repeated.
         captions: What becomes of empty and foreign instructions, and how often long descriptions take their place in training; see
             `captions.CaptionPolicy`. None takes each episode's first instruction as it is.
         batch_size: Clips per batch and device.
@@ -84,6 +86,7 @@ class ClipData(LightningDataModule):
     """
 
     _by_window = False  # whether windows are equally likely, or episodes
+    _past_end = True  # whether all that is observed may lie beyond an episode's end
 
     def __init__(
         self,
@@ -95,6 +98,8 @@ class ClipData(LightningDataModule):
         frame_interval: int = 1,
         frame_hz: float | None = None,
         anchor_interval: int = 1,
+        repeat_first: bool = True,
+        repeat_last: bool = True,
         captions: dict[str, Any] | None = None,
         batch_size: int = 32,
         sources: dict[str, str | Source] | None = None,
@@ -146,7 +151,8 @@ class ClipData(LightningDataModule):
         weights = {name: source.weight for name, source in self._sources.items()}
         self._mixture = checked_mixture(weights, weight_by, temperature, exhaustive, task_balanced, self._by_window)
         self._batch_size, self._num_workers, self._prefetch, self._seed = batch_size, num_workers, prefetch_factor, seed
-        self._validation_windows, self._every = validation_windows, anchor_interval
+        self._validation_windows = validation_windows
+        self.samples: dict[str, Any] = {"anchor_interval": anchor_interval, "repeat_first": repeat_first, "repeat_last": repeat_last}
         self._split: dict[str, Any] = {"fraction": validation_fraction, "count": validation_episodes, "seed": split_seed}
         self._reader_options: dict[str, Any] = {
             "max_bad_fraction": max_bad_fraction,
@@ -189,8 +195,8 @@ class ClipData(LightningDataModule):
         self._ledger = Ledger(readers, self._reader_options["max_bad_fraction"])
         rank_zero_info(f"{len(training)} episodes to train on, {len(validating)} to validate on, {len(self.skipped)} skipped")
         rank_zero_info(f"datasets and their share of the samples:\n{table(self.mixture())}")
-        if short := int((training.lengths < self.window.span).sum()):
-            span = self.window.span
+        span = self.window.span
+        if short := int((training.lengths < span).sum()):
             rank_zero_info(f"{short} training episodes have fewer rows than a window ({span}): their first and last frames repeat")
 
     def _view(self, reader: Episodes) -> Episodes:
@@ -200,7 +206,7 @@ class ClipData(LightningDataModule):
     def mixture(self) -> list[Share]:
         """What training takes from each dataset, with the probability of a sample to come from it."""
         self.setup()
-        return self._mixture.shares(self._training, self._anchors(self._training))
+        return self._mixture.shares(self._training, self.anchors().counts(self._training.lengths))
 
     @property
     def source_names(self) -> list[str]:
@@ -215,18 +221,12 @@ class ClipData(LightningDataModule):
         """
         options = {"size": self._size, **self._reader_options, **options}
         reader = self._view(self._sources[name].open(self._cameras, name=name, **options))
-        if self._full_windows:  # at the rate of the windows, which need not be the stored one
-            rows, span = zip(reader.episodes.indices.tolist(), reader.episodes.lengths.tolist(), strict=True), self.window.span
-            short = {index: f"it has {count} rows, fewer than {span}" for index, count in rows if count < span}
-            faulty = {index: reason for index, reason in reader.skipped.items() if index not in reader.left_out}
-            refuse(reader.root, faulty | short, len(reader.listed), options["max_bad_fraction"])
-            reader.leave_out(short, "require_full_windows", decided=False)
+        leave_out_short(reader, self.window, self.anchors(), self._full_windows, options["max_bad_fraction"])
         return reader
 
-    @property
-    def anchor_interval(self) -> int:
-        """Rows from one window to the next."""
-        return self._every
+    def anchors(self) -> Anchors:
+        """Which rows of an episode are anchors of samples."""
+        return self.window.anchors(self._past_end, **self.samples)
 
     def unlabelled(self, name: str, reader: Episodes) -> dict[int, str]:
         """Why the captions' policy does not use episodes of a dataset, by their index.
@@ -278,7 +278,9 @@ class ClipData(LightningDataModule):
             DatasetError: If too many episodes cannot be read.
         """
         self.setup()
-        self._latents, faults = filled_caches(self.readers, self.window, encode, key, cache_dir, self._every, *self._rank())
+        self._latents, faults = filled_caches(
+            self.readers, self.window, encode, key, cache_dir, self.samples["anchor_interval"], *self._rank()
+        )
         self._ledger.add(faults)
 
     # ---- batches --------------------------------------------------------------------------------------------------------------
@@ -305,25 +307,24 @@ class ClipData(LightningDataModule):
         return list(dict.fromkeys(text for reader in self.readers.values() for episode in reader.episodes for text in episode.instructions))
 
     def _batches(self, members: Members, latents: dict[int, LatentCache] | None, caption: Caption) -> ClipBatches:
-        return ClipBatches(members, self.window, latents, self._seed, self._every, caption, self._not_to_show())
+        return ClipBatches(members, self.window, latents, self._seed, self.anchors(), caption, self._not_to_show())
 
     def _not_to_show(self) -> list[frozenset[int]]:
         return [frozenset(unused) for unused in self._unused.values()]
 
     def _order(self) -> Order:
-        anchors = self._anchors(self._training)
+        where = self.anchors()
+        counts = where.counts(self._training.lengths)
         if self._mixture.exhaustive:
-            return WindowOrder(anchors, self._seed, self._training.tasks if self._mixture.task_balanced else None, self._every)
-        return ClipOrder(anchors, self._seed, self._mixture.episode_weights(self._training, anchors), self._every)
-
-    def _anchors(self, members: Members) -> Int[np.ndarray, " episodes"]:
-        return -(-(members.lengths + self.window.clip_anchors(0)) // self._every)
+            return WindowOrder(counts, self._seed, self._training.tasks if self._mixture.task_balanced else None, where)
+        return ClipOrder(counts, self._seed, self._mixture.episode_weights(self._training, counts), where)
 
     def _fixed(self, latents: dict[int, LatentCache] | None) -> Loader | list[Any]:
         self.setup()
         if not self._validating:
             return []
-        items = spread(np.arange(len(self._validating)), self._anchors(self._validating), self._validation_windows, self._every)
+        where = self.anchors()
+        items = spread(np.arange(len(self._validating)), where.counts(self._validating.lengths), self._validation_windows, where)
         caption = self._captions.evaluation if self._captions else instruction
         return self._loader(self._batches(self._validating, latents, caption), FixedBatches(items, self._batch_size, *self._rank()))
 
@@ -359,7 +360,7 @@ class ClipData(LightningDataModule):
             "seed": self._seed,
             "episodes": len(self._training),
             "skipped": self._skipped_at_start or {name: sorted(unused) for name, unused in self._unused.items()},
-            "anchor_interval": self._every,
+            **self.samples,
             "mixture": asdict(self._mixture),
             "stretch": asdict(self._stretches().saved),
             "unreadable": self._ledger.found,

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Int
 from torch.utils.data import DistributedSampler
 
+from mimicvideo.data.window import EVERY_ROW, Anchors
+
 LARGEST_TABLE = 2**22  # windows whose shuffle is a table, 32 MB
 Counts = Sequence[int] | Int[np.ndarray, " episodes"]
 
@@ -34,11 +36,11 @@ class ClipOrder(Order):
         anchors: How many anchors each episode has.
         seed: Of all draws.
         weights: Relative probability of each episode; uniform if None.
-        every: Rows from one anchor to the next.
+        where: At which rows the anchors lie.
     """
 
-    def __init__(self, anchors: Counts, seed: int, weights: Sequence[float] | np.ndarray | None = None, every: int = 1) -> None:
-        self._anchors, self._seed, self._every = _checked(anchors), seed, every
+    def __init__(self, anchors: Counts, seed: int, weights: Sequence[float] | np.ndarray | None = None, where: Anchors = EVERY_ROW) -> None:
+        self._anchors, self._seed, self._where = _checked(anchors), seed, where
         weights = np.ones(len(anchors)) if weights is None else np.asarray(weights, np.float64)
         if len(weights) != len(anchors) or not (weights.min() >= 0 and 0 < weights.sum() < np.inf):
             raise ValueError(f"weights must be one for each of {len(anchors)} episodes, not negative and not all zero, got {weights}")
@@ -47,7 +49,7 @@ class ClipOrder(Order):
     def __getitem__(self, position: int) -> Item:
         random = np.random.default_rng([self._seed, position])
         episode = min(int(np.searchsorted(self._cumulative, random.random(), side="right")), len(self._anchors) - 1)
-        return Item(position, episode, self._every * int(random.integers(self._anchors[episode])))
+        return Item(position, episode, self._where.row(int(random.integers(self._anchors[episode]))))
 
 
 class WindowOrder(Order):
@@ -58,15 +60,15 @@ class WindowOrder(Order):
         seed: Of all shuffles.
         groups: The task of each episode, to visit the tasks in turn: each round visits every task once, in an order of its own, and the
             windows of a task come once per epoch of that task. None for one group.
-        every: Rows from one window to the next.
+        where: At which rows their anchors lie.
     """
 
-    def __init__(self, windows: Counts, seed: int, groups: Sequence[str] | None = None, every: int = 1) -> None:
+    def __init__(self, windows: Counts, seed: int, groups: Sequence[str] | None = None, where: Anchors = EVERY_ROW) -> None:
         windows = _checked(windows)
         codes = np.zeros(len(windows), np.int64) if groups is None else np.unique(list(groups), return_inverse=True)[1]
         self._members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
         self._ends = [np.cumsum(windows[episodes]) for episodes in self._members]
-        self._seed, self._every = seed, every
+        self._seed, self._where = seed, where
         self._tabled = int(windows.sum()) <= LARGEST_TABLE
         self._shuffled: dict[int, tuple[int, Callable[[int], int]]] = {}  # group: (epoch, its permutation)
 
@@ -82,7 +84,7 @@ class WindowOrder(Order):
         window = int(self._shuffled[group][1](index))
         member = int(np.searchsorted(ends, window, side="right"))
         first = int(ends[member - 1]) if member else 0
-        return Item(position, int(self._members[group][member]), self._every * (window - first))
+        return Item(position, int(self._members[group][member]), self._where.row(window - first))
 
 
 class Permutation:
@@ -174,7 +176,7 @@ class FixedBatches(DistributedSampler):
         return len(self._batches)
 
 
-def spread(episodes: Counts, anchors: Counts, count: int, every: int = 1) -> list[Item]:
+def spread(episodes: Counts, anchors: Counts, count: int, where: Anchors = EVERY_ROW) -> list[Item]:
     """`count` fixed items, the same number (or one less) from each episode, evenly spaced in it; fewer if there are not as many.
 
     Neighbours in the list come from different episodes, so that every batch shows many.
@@ -183,7 +185,7 @@ def spread(episodes: Counts, anchors: Counts, count: int, every: int = 1) -> lis
         episodes: Which episodes.
         anchors: How many anchors each has.
         count: How many items.
-        every: Rows from one anchor to the next.
+        where: At which rows they lie.
     """
     shares, anchors = [0] * len(episodes), [int(number) for number in anchors]
     remaining = min(count, sum(anchors))
@@ -195,7 +197,7 @@ def spread(episodes: Counts, anchors: Counts, count: int, every: int = 1) -> lis
     chosen = [
         (number, place, (2 * number + 1) * anchors[place] // (2 * share)) for place, share in enumerate(shares) for number in range(share)
     ]
-    return [Item(position, int(episodes[place]), every * row) for position, (_, place, row) in enumerate(sorted(chosen))]
+    return [Item(position, int(episodes[place]), where.row(row)) for position, (_, place, row) in enumerate(sorted(chosen))]
 
 
 def _checked(counts: Counts) -> Int[np.ndarray, " episodes"]:

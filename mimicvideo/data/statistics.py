@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from mimicvideo.atomic import whole_file
 from mimicvideo.data.representation import Representation
-from mimicvideo.data.window import Tail, Window, fill_tail
+from mimicvideo.data.window import EVERY_ROW, Anchors, Tail, Window, fill_tail
 from mimicvideo.normalize import CLIP_FACTOR
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ def window_statistics(
     hold_dims: tuple[int, ...] = (),
     history: int = 1,
     representation: Representation | None = None,
+    where: Anchors = EVERY_ROW,
 ) -> Statistics:
     """Statistics over every window of the given episodes: one for each row.
 
@@ -43,6 +44,7 @@ def window_statistics(
         hold_dims: See `fill_tail`.
         history: States per window.
         representation: What each window's actions are made with; `hold_dims` are then its own.
+        where: At which rows there are windows, if not at all.
 
     Returns:
         `actions` and `proprio`, each with `per_step` (steps, dims) and `pooled` (dims): mean, std, min, max, the percentiles p2, p98,
@@ -55,11 +57,12 @@ def window_statistics(
     if not actions:
         raise ValueError("there is no training episode to compute statistics from")
     rows = np.array([len(states) for states in proprio])
-    row = np.concatenate([np.arange(count) for count in rows])  # of each window, in its episode
-    count, first = np.repeat(rows, rows), np.repeat(np.cumsum(rows) - rows, rows)
+    windows = where.counts(rows)
+    row = np.concatenate([where.rows(count) for count in rows])  # of each window, in its episode
+    count, first = np.repeat(rows, windows), np.repeat(np.cumsum(rows) - rows, windows)
     all_actions, all_states = np.concatenate(actions), np.concatenate(proprio)
 
-    chunks = None if representation is None else _chunks(actions, proprio, window, tail, representation)
+    chunks = None if representation is None else _chunks(actions, proprio, window, tail, representation, where)
 
     def action(step: int) -> Float32[np.ndarray, "windows action_dim"]:
         if chunks is not None:
@@ -79,14 +82,20 @@ def window_statistics(
 
 
 def _chunks(
-    actions: Sequence[np.ndarray], proprio: Sequence[np.ndarray], window: Window, tail: Tail, representation: Representation
+    actions: Sequence[np.ndarray],
+    proprio: Sequence[np.ndarray],
+    window: Window,
+    tail: Tail,
+    representation: Representation,
+    where: Anchors,
 ) -> Float32[np.ndarray, "windows horizon action_dim"]:
     """The actions of every window, as training sees them."""
     chunks = []
     for steps, states in zip(actions, proprio, strict=True):
-        places = [window.action_steps(row, len(states)) for row in range(len(states))]
+        rows = where.rows(len(states))
+        places = [window.action_steps(row, len(states)) for row in rows]
         wanted, beyond = (np.stack(parts) for parts in zip(*places, strict=True))
-        chunks.append(representation.windows(steps[wanted], beyond, states, tail).astype(np.float32))
+        chunks.append(representation.windows(steps[wanted], beyond, states[rows], tail).astype(np.float32))
     return np.concatenate(chunks)
 
 

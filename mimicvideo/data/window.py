@@ -10,6 +10,30 @@ Tail = Literal["repeat", "zero_delta"]
 
 
 @dataclass(frozen=True)
+class Anchors:
+    """Which anchors of an episode are samples: `first`, `first + every`, ..., all that lie below its rows plus `beyond`."""
+
+    first: int = 0
+    beyond: int = 0
+    every: int = 1
+
+    def counts(self, rows: Int[np.ndarray, " episodes"]) -> Int[np.ndarray, " episodes"]:
+        """How many anchors episodes of so many rows have."""
+        return np.maximum(-(-(rows + self.beyond - self.first) // self.every), 0)
+
+    def row(self, number: int) -> int:
+        """The anchor of this number."""
+        return self.first + self.every * number
+
+    def rows(self, rows: int) -> Int[np.ndarray, " anchors"]:
+        """All anchors of an episode of so many rows."""
+        return np.arange(self.first, max(rows + self.beyond, self.first), self.every)
+
+
+EVERY_ROW = Anchors()
+
+
+@dataclass(frozen=True)
 class Window:
     """The geometry of a clip, the same in both stages.
 
@@ -64,6 +88,20 @@ class Window:
     def clip_anchors(self, rows: int) -> int:
         """How many anchors stage 1 draws from: 0 ... N + (observed - 1) * frame_interval - 1. The last shows the last row alone."""
         return rows + (self.observed - 1) * self.frame_interval
+
+    def anchors(self, past_end: bool, anchor_interval: int = 1, repeat_first: bool = True, repeat_last: bool = True) -> Anchors:
+        """The anchors of samples, whole multiples of `anchor_interval`.
+
+        Args:
+            past_end: Whether the observed frames may lie beyond the end, as in stage 1; see `clip_anchors`.
+            anchor_interval: Rows from one anchor to the next.
+            repeat_first: Whether there are samples whose frames begin before the episode.
+            repeat_last: Whether there are samples whose frames end after it.
+        """
+        lead = (self.observed - 1) * self.frame_interval
+        first = 0 if repeat_first else -(-lead // anchor_interval) * anchor_interval
+        beyond = -self.future * self.frame_interval if not repeat_last else lead if past_end else 0
+        return Anchors(first, beyond, anchor_interval)
 
     def frame_rows(self, anchor: int, rows: int) -> Int[np.ndarray, " frames"]:
         """Rows of a clip's frames in an episode of `rows` rows.

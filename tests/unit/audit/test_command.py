@@ -68,7 +68,16 @@ def test_sound_data_ends_with_0_and_a_whole_report(
     assert not re.search(r'(?:src|href)="(?!data:)', page)
 
 
-@pytest.mark.parametrize("options", [{}, {"anchor_interval": 3}, {"captions": {"empty": "drop"}}, {"observed": 5, "anchor_interval": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"anchor_interval": 3},
+        {"captions": {"empty": "drop"}},
+        {"observed": 5, "anchor_interval": 2},
+        {"observed": 5, "repeat_first": False, "repeat_last": False},
+    ],
+)
 def test_samples_are_those_that_training_draws_from(
     options: dict[str, Any], corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,15 +89,16 @@ def test_samples_are_those_that_training_draws_from(
     found = content(tmp_path / "out")
     observed, every = options.get("observed", 1), options.get("anchor_interval", 1)
     window = {"observed": observed, "future": 8, "frame_interval": 1, "horizon": 16, "rows": observed + 8, "anchor_interval": every}
-    assert found["window"] == window
+    repeats = {name: options.get(name, True) for name in ("repeat_first", "repeat_last")}
+    assert found["window"] == window | repeats
     common = {"root": str(tmp_path / "data"), "cameras": ["front", "side"], "validation_fraction": 0.07}
     stage_1 = ClipData(**{**common, "observed": 1, "future": 8, **options})
     stage_2 = DemonstrationData(7, 7, 16, **{**common, "observed": 1, "future": 8, **options})
     samples = found["datasets"][0]["samples"]
     for stage, data in (("stage_1", stage_1), ("stage_2", stage_2)):
         data.setup()
-        assert samples[stage]["training"] == sum(data._anchors(data._training))
-        assert samples[stage]["validation"] == sum(data._anchors(data._validating))
+        assert samples[stage]["training"] == sum(data.anchors().counts(data._training.lengths))
+        assert samples[stage]["validation"] == sum(data.anchors().counts(data._validating.lengths))
         assert samples["episodes"] | {"training": 0} == {
             "training": 0, "validation": len(data._validating), "unlabelled": len(data.skipped), "quarantined": 0
         }  # fmt: skip

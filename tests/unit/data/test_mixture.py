@@ -94,7 +94,7 @@ def test_every_window_once_per_epoch(roots: dict[str, str], kind: str) -> None:
 def test_tasks_are_balanced_within_weighted_datasets(roots: dict[str, str], kind: str) -> None:
     data = make(kind, roots, weight_by="dataset", task_balanced=True)
     np.testing.assert_allclose([share.probability for share in data.mixture()], EXPECTED["dataset"])
-    weights = data._mixture.episode_weights(data._training, data._anchors(data._training))
+    weights = data._mixture.episode_weights(data._training, data.anchors().counts(data._training.lengths))
     tasks = Counter()
     for task, weight in zip(data._training.tasks, weights, strict=True):
         tasks[task] += weight

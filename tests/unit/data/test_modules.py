@@ -171,6 +171,43 @@ def test_statistics_are_those_of_the_training_windows(tmp_path: Path, made: Made
     assert len(list(tmp_path.iterdir())) == 2, "other training episodes, other statistics"
 
 
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("last", [True, False])
+def test_repeated_frames_can_be_switched_off(made: Made, first: bool, last: bool, every: int, tmp_path: Path) -> None:
+    """GEOMETRY needs 8 rows before an anchor and 8 after it: 17 for a window without repetitions."""
+    options: dict[str, Any] = {"repeat_first": first, "repeat_last": last, "anchor_interval": every, "validation_fraction": 0.0}
+    for data, past_end in ((clips(made, **options, exhaustive=True), 8), (demonstrations(made, **options, cache_dir=str(tmp_path)), 0)):
+        data.setup()
+        wanted = {
+            (episode, row)
+            for episode, length in enumerate(LENGTHS)
+            for row in range(0, length + past_end, every)
+            if (first or row >= 8) and (last or row + 8 < length)
+        }
+        assert {int(key.split("/")[1]) for key in data.skipped} == set(range(6)) - {episode for episode, _ in wanted}
+        seen = batches(data, -(-len(wanted) // 8))
+        pairs = [pair for batch in seen for pair in pairs_of(batch)]
+        assert set(pairs[: len(wanted)]) == wanted and len(set(pairs)) == len(wanted), "an epoch has each once"
+        masks = torch.cat([batch["frame_mask"] for batch in seen])
+        assert bool(masks[:, 0].all()) >= (not first) and bool(masks[:, -1].all()) >= (not last)
+        if isinstance(data, DemonstrationData) and every == 1:
+            chunks = {pair: chunk for batch in seen for pair, chunk in zip(pairs_of(batch), batch["actions"].numpy(), strict=True)}
+            found = data.statistics()
+            assert found["windows"] == len(wanted)
+            mean = np.mean([chunks[pair] for pair in wanted], axis=0, dtype=np.float64)
+            np.testing.assert_allclose(found["actions"]["per_step"]["mean"], mean, rtol=1e-9)
+
+
+def pairs_of(batch: Any) -> list[tuple[int, int]]:
+    return list(zip(batch["episode"].tolist(), batch["row"].tolist(), strict=True))
+
+
+def test_no_episode_is_long_enough_for_a_window_without_repetitions(made: Made) -> None:
+    with pytest.raises(DatasetError, match="no usable episode of .* is left after repeat_first and repeat_last"):
+        clips(made, future=16, repeat_first=False, repeat_last=False).setup()
+
+
 def test_sizes_that_are_not_the_datasets(made: Made) -> None:
     with pytest.raises(DatasetError, match="data.init_args.action_dim is 7, .* has 3 \\(dx, dy, gripper\\): set it to 3"):
         demonstrations(made, action_dim=7).setup()
