@@ -109,8 +109,8 @@ class ClipBatches(Dataset[Any]):
                     faults.append(Fault(int(self.members.source[item.episode]), member.episode.index, str(error)))
             random = np.random.default_rng([self._seed, 2, wanted.position, attempt])
             episode = int(random.choice(np.flatnonzero(self.members.source == self.members.source[wanted.episode])))
-            anchors = int(self._where.counts(self.members.lengths[episode]))
-            item = Item(wanted.position, episode, self._where.row(int(random.integers(anchors))))
+            row = int(random.choice(self._where.rows(int(self.members.lengths[episode]))))
+            item = Item(wanted.position, episode, row)
         raise _Unreadable(f"{ATTEMPTS} windows in a row cannot be read", faults)
 
     def _finish(self, members: Sequence[Member], samples: Sequence[dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from tests.fakes_rollout import CONTRACT, PointBenchmark, PointEnv, PointPolicy,
 def policy(monkeypatch: pytest.MonkeyPatch) -> PointPolicy:
     """What `load_policy` returns."""
     fake = PointPolicy()
-    monkeypatch.setattr(planning, "load_policy", lambda path, device: fake)
+    monkeypatch.setattr(planning, "load_policy", lambda path, device, pretrained: fake)
     return fake
 
 

@@ -67,7 +67,7 @@ def arguments(tmp_path: Path) -> dict[str, Any]:
 
 def test_the_expert_succeeds_through_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]) -> None:
     policy = StillPolicy(CONTRACT)
-    monkeypatch.setattr(planning, "load_policy", lambda path, device: policy)
+    monkeypatch.setattr(planning, "load_policy", lambda path, device, pretrained: policy)
     evaluation = rollout(benchmark=ExpertMetaWorld(["reach", "drawer-open"]), **arguments)
     assert evaluation.overall.successes == evaluation.overall.episodes == 6
     assert all(10 < episode.steps < 250 for episode in evaluation.episodes)
@@ -80,7 +80,7 @@ def test_the_expert_succeeds_through_the_loop(tmp_path: Path, monkeypatch: pytes
 
 def test_the_oracle_sees_the_expert_go_on(monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]) -> None:
     policy = StillPolicy(CONTRACT)
-    monkeypatch.setattr(planning, "load_policy", lambda path, device: policy)
+    monkeypatch.setattr(planning, "load_policy", lambda path, device, pretrained: policy)
     arguments |= {"episodes": 1, "num_workers": 1}
     rollout(benchmark=MetaWorld(["reach"]), control="oracle_future", max_steps=16, **arguments)
     future = policy.seen[0]["future"][0].float()
