@@ -1,6 +1,5 @@
 """`mimicvideo VERB`: finds the verb, which then imports its own stack and no other, so that help answers at once."""
 
-import errno
 import os
 import sys
 import traceback
@@ -132,15 +131,13 @@ def _raised_by_us(error: BaseException | None) -> BaseException | None:
 
 def _full_disk(error: BaseException | None) -> OSError | None:
     """What to tell if the disk was full where a library wrote: loggers, pictures, videos; None if something else was wrong."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" for {error.filename}" if error.filename else ""
-            advice = (
-                "free some space, or choose another place. Checkpoints that were written are whole: training can be resumed from the last"
-            )
-            return OSError(f"{error.strerror}{where}: {advice}")
-        error = error.__cause__ or error.__context__
-    return None
+    from mimicvideo.atomic import full_disk
+
+    if (found := full_disk(error)) is None:
+        return None
+    where = f" for {found.filename}" if found.filename else ""
+    advice = "free some space, or choose another place. Checkpoints that were written are whole: training can be resumed from the last"
+    return OSError(f"{found.strerror}{where}: {advice}")
 
 
 def _fail(verb: str, error: BaseException, status: int, hint: str = "") -> int:

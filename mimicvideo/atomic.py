@@ -4,10 +4,12 @@ import contextlib
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 PARTIAL = ".partial"  # the ending of files that are being written
+ABANDONED_S = 3600.0  # a partial file that has not grown for so long was left by a process that was killed
 
 
 @contextlib.contextmanager
@@ -31,13 +33,18 @@ def whole_file(path: Path, note: str = "") -> Iterator[Path]:
         raise
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is of a full disk."""
+def is_old(partial: Path) -> bool:
+    """Whether a partial file seems to have no writer any more. Raises OSError if it is gone."""
+    return time.time() - partial.stat().st_mtime > ABANDONED_S
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """The error of a full disk that an error is, or that led to it; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 @contextlib.contextmanager

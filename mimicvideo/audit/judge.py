@@ -46,13 +46,15 @@ class Judge:
             self._times(numbers["times"], index)
         constant: set[tuple[str, int]] = set()
         if "actions" in numbers:
-            constant = self._constant(numbers, index) if summary["length"] >= ROWS else set()  # in a few rows many a dimension rests
+            resting = self._resting(numbers)
+            if summary["length"] >= ROWS:  # in a few rows many a dimension rests
+                constant = self._constant(numbers, resting, index)
             self._magnitude(numbers, index)
             self._saturated(numbers, summary["length"], index)
             for number, gripper in enumerate(numbers["gripper"]):
                 self._gripper(number, gripper, index)
             if "follow" in numbers:
-                self._follow(numbers["follow"], constant | self._resting(numbers), index)
+                self._follow(numbers["follow"], constant | resting, index)
         if "idle" in numbers and not self._stands(numbers, summary["length"]):
             self._idle(numbers["idle"], summary["length"], index)
         if "pictures" in summary:
@@ -122,8 +124,8 @@ class Judge:
             text = f"{times['largest']:.3f} s pass before row {times['largest_row']}, {gap:.1f} times the usual"  # one lost row gives 2
             self.findings.add("timestamp_gap", index, text)
 
-    def _constant(self, numbers: dict[str, Any], index: int) -> set[tuple[str, int]]:
-        found, resting = set(), self._resting(numbers)
+    def _constant(self, numbers: dict[str, Any], resting: set[tuple[str, int]], index: int) -> set[tuple[str, int]]:
+        found = set()
         for kind, what in (("actions", "constant_action"), ("proprio", "constant_proprio")):
             grippers = self.calibration.action_grippers if kind == "actions" else self.calibration.state_grippers
             still = [dim for dim, (low, high) in enumerate(zip(numbers[kind]["min"], numbers[kind]["max"], strict=True)) if low == high]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from mimicvideo.atomic import is_full
+from mimicvideo.atomic import full_disk
 from mimicvideo.data.captioning import instruction
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.faults import Fault
@@ -104,7 +104,7 @@ class ClipBatches(Dataset[Any]):
                 try:
                     return item, self._fields(member, item.row), faults
                 except DatasetError as error:
-                    if is_full(error):
+                    if full_disk(error):
                         raise _Unreadable(str(error), faults) from error
                     faults.append(Fault(int(self.members.source[item.episode]), member.episode.index, str(error)))
             random = np.random.default_rng([self._seed, 2, wanted.position, attempt])

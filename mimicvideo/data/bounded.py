@@ -3,17 +3,15 @@
 import contextlib
 import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mimicvideo.atomic import PARTIAL, whole_file
+from mimicvideo.atomic import PARTIAL, is_old, whole_file
 from mimicvideo.data.errors import DatasetError
 
 TOTAL = ".bytes"  # in the folder: what all copies together take, at most; locked while room is made
 IN_USE = ".in-use"  # in each dataset's folder: locked by the processes that read it
-ABANDONED_S = 3600.0  # where a disk has no locks: a partial file that has not grown for so long has no writer any more
 FREED = 0.9  # of the limit is left after dropping copies, since counting takes time
 
 _held: dict[Path, IO[bytes]] = {}  # locks of the datasets that this process reads; they end with it and those that it forks
@@ -148,7 +146,7 @@ def _is_abandoned(partial: Path) -> bool:
     except FileNotFoundError:
         return True
     except OSError:  # no locks on this disk
-        return time.time() - partial.stat().st_mtime > ABANDONED_S
+        return is_old(partial)
 
 
 def _is_free(dataset: Path, stack: contextlib.ExitStack) -> bool:

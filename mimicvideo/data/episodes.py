@@ -228,7 +228,7 @@ class Episodes(ABC):
         Raises:
             DatasetError: If no episode is left.
         """
-        left_out = {episode.index: reasons[episode.index] for episode in self.episodes if episode.index in reasons}
+        left_out = {index: reasons[index] for index in self.episodes.indices.tolist() if index in reasons}
         self.skipped.update({index: f"{because}: {reason}" for index, reason in left_out.items()})
         self.left_out = self.left_out.union(left_out if decided else ())
         self.episodes = self.episodes.take(np.flatnonzero(~np.isin(self.episodes.indices, list(left_out))))

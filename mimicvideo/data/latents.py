@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mimicvideo.atomic import PARTIAL, told, whole_file
+from mimicvideo.atomic import PARTIAL, is_old, told, whole_file
 from mimicvideo.data.claims import Claims
 from mimicvideo.data.episodes import Episode, Episodes
 from mimicvideo.data.errors import DatasetError
@@ -34,7 +34,6 @@ VERSION = 2  # of the files' layout and of what names them
 DIGEST_BYTES = 32
 BATCH_BYTES, MAX_BATCH = 32 * 2**20, 64  # pixels in one call of the encoder, unless one window alone has more
 POLL_SECONDS = 0.5
-ABANDONED_S = 3600.0  # a partial file that has not grown for so long was left by a process that was killed
 KEPT_MAPS = 256  # in each process: a map holds its file open, and usually no more than 1024 may be
 
 Encode = Callable[[Tensor], Tensor]  # UInt8[batch frames height width 3] -> Float[batch z_channels z_frames z_height z_width]
@@ -226,7 +225,7 @@ class LatentCache:
                 _write(self.folder / "header.json", [json.dumps({**self._about, "latents": shape}, indent=2).encode()])
             for partial in self.folder.glob(f".*{PARTIAL}"):
                 with contextlib.suppress(FileNotFoundError):
-                    if time.time() - partial.stat().st_mtime > ABANDONED_S:
+                    if is_old(partial):
                         partial.unlink()
         left = [episode for episode in episodes if not self._path(episode).is_file()]  # others may be at work, too
         needed, free = sum(self._bytes(episode) for episode in left), shutil.disk_usage(self.folder).free

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from mimicvideo.atomic import is_full, told, whole_file
+from mimicvideo.atomic import full_disk, told, whole_file
 from mimicvideo.data.bounded import reserved, tidy, use
 from mimicvideo.data.errors import DatasetError
 
@@ -278,7 +278,7 @@ def _fetch(folder: Path, name: str, listing: Listing) -> None:
     except DatasetError:
         raise
     except Exception as error:
-        remedy = f". Free some space, or {ELSEWHERE}" if is_full(error) else ""
+        remedy = f". Free some space, or {ELSEWHERE}" if full_disk(error) else ""
         raise DatasetError(f"{listing.url}/{name} cannot be fetched into {folder}: {type(error).__name__}: {error}{remedy}") from error
 
 

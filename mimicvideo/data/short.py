@@ -1,6 +1,7 @@
 """Episodes that are too short for the windows of a training."""
 
 import numpy as np
+from jaxtyping import Bool
 
 from mimicvideo.data.episodes import Episodes, refuse
 from mimicvideo.data.window import Anchors, Window
@@ -19,17 +20,16 @@ def leave_out_short(reader: Episodes, window: Window, anchors: Anchors, require_
     Raises:
         DatasetError: If too many cannot be used, or none is left.
     """
+
+    def reasons(which: Bool[np.ndarray, " episodes"], why: str) -> dict[int, str]:
+        chosen = reader.episodes.take(np.flatnonzero(which))
+        pairs = zip(chosen.indices.tolist(), chosen.lengths.tolist(), strict=True)
+        return {index: f"it has {rows} rows, {why}" for index, rows in pairs}
+
     if require_full:
-        rows, span = zip(reader.episodes.indices.tolist(), reader.episodes.lengths.tolist(), strict=True), window.span
-        short = {index: f"it has {count} rows, fewer than {span}" for index, count in rows if count < span}
+        short = reasons(reader.episodes.lengths < window.span, f"fewer than {window.span}")
         faulty = {index: reason for index, reason in reader.skipped.items() if index not in reader.left_out}
         refuse(reader.root, faulty | short, len(reader.listed), max_bad_fraction)
         reader.leave_out(short, "require_full_windows", decided=False)
-    lengths = reader.episodes.lengths
-    without = np.flatnonzero(anchors.counts(lengths) == 0)
-    reasons = {
-        int(index): f"it has {count} rows, too few for a window"
-        for index, count in zip(reader.episodes.indices[without], lengths[without], strict=True)
-    }
-    if reasons:
-        reader.leave_out(reasons, "repeat_first and repeat_last")
+    if without := reasons(anchors.counts(reader.episodes.lengths) == 0, "too few for a window"):
+        reader.leave_out(without, "repeat_first and repeat_last")

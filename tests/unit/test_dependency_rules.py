@@ -81,7 +81,7 @@ MAY_IMPORT = {
     "sweep": ["compose", "messages"],
     "audit": ["atomic", "data", "messages", "provenance", "report_html", "report_figures"],
     "check": ["cli", "compose", "functions", "memory", "messages", "video.sizes", "action.context", "action.decoder"],
-    "__main__": ["audit.command", "cache", "check", "cli", "compose", "functions", "sweep", "messages"],
+    "__main__": ["atomic", "audit.command", "cache", "check", "cli", "compose", "functions", "sweep", "messages"],
     "cache": ["cli", "messages"],  # it builds what fit builds
 }
 # Packages and the only places where they may be imported.
