@@ -24,19 +24,28 @@ class Execution:
     Attributes:
         compile: Mode of `torch.compile` for the blocks, compiled once for all of them; None leaves them as they are.
         cuda_graphs: Replay passes without gradients from CUDA graphs, captured anew for each shape. Ignored off GPU.
+        attention: Kernels of self-attention on a GPU: `torch` takes the first of `MANY_QUERIES` that fits, `flash4` FlashAttention-4's
+            where numbers have 16 bits, `fp8` cuDNN's in 8 bits in passes without gradients: not exact. The last two must be installed.
         fp8: In passes without gradients, products in 8 bits with a scale for each `row` (token and output channel) or for each
             `tensor`: not exact. None for the weights' own dtype.
+        fp8_training: In passes with gradients too, of the layers whose weights are frozen (LoRA's base).
     """
 
     compile: Literal["default", "max-autotune-no-cudagraphs"] | None = "default"
     cuda_graphs: bool = True
+    attention: Literal["torch", "flash4", "fp8"] = "torch"
     fp8: Literal["row", "tensor"] | None = None
+    fp8_training: bool = False
 
     def __post_init__(self) -> None:
         if self.compile not in (None, "default", "max-autotune-no-cudagraphs"):
             raise ValueError(f"execution.compile must be default, max-autotune-no-cudagraphs or null, got {self.compile!r}")
+        if self.attention not in ("torch", "flash4", "fp8"):
+            raise ValueError(f"execution.attention must be torch, flash4 or fp8, got {self.attention!r}")
         if self.fp8 not in (None, "row", "tensor"):
             raise ValueError(f"execution.fp8 must be row, tensor or null, got {self.fp8!r}")
+        if self.fp8_training and self.fp8 is None:
+            raise ValueError("execution.fp8_training is true and execution.fp8 is null: set it to row or tensor")
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def _stage_1(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
         "optimizer": _optimizer_states(model, trained),
         "average": _average(model, trained, precision.trained),
         "DDP buckets": trained if _is_ddp(trainer) else 0,
+        "FP8 copies": _fp8_copies(backbone, training=True),
         # While a block computes, it and the next are whole, and so is what is in no block.
         "unsharded": (2 * weights.block + weights.rest) if sharded else 0,
     }
@@ -122,6 +123,7 @@ def _stage_2(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
         "optimizer": _optimizer_states(model, trained),
         "average": _average(model, trained, precision.trained),
         "DDP buckets": trained if _is_ddp(trainer) else 0,
+        "FP8 copies": _fp8_copies(backbone, training=False),
     }
     clips = _clips(data, backbone)
     if isinstance(clips, str):
@@ -146,7 +148,7 @@ def _stage_2(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
 
 
 def _sum(rows: dict[str, int], at_start: int, at_end: int, encoding: int, open: str = "") -> Expected:
-    standing = sum(rows.get(name, 0) for name in ("weights", "optimizer", "average", "DDP buckets", "unsharded", "VAE"))
+    standing = sum(rows.get(name, 0) for name in ("weights", "optimizer", "average", "DDP buckets", "FP8 copies", "unsharded", "VAE"))
     gradients, trained = rows["gradients"], rows["gradients"]
     validating = at_end + (trained if rows["average"] else 0)  # which keeps the trained weights while it uses the average
     return Expected(rows, standing + max(at_start, at_end + gradients, 2 * gradients, validating, encoding), open)
@@ -172,6 +174,18 @@ def _precision(backbone: Mapping[str, Any], trainer: Mapping[str, Any]) -> Any:
     whole = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(str(trainer.get("precision")))
     autocast = torch.bfloat16 if frozen == torch.bfloat16 else _autocast(trainer)
     return Precision(whole or frozen, whole or torch.float32, autocast)
+
+
+def _fp8_copies(backbone: Mapping[str, Any], training: bool) -> int:
+    """Of the blocks' products, a byte a weight; two for a model that trains, if it does that in FP8, whose gradients take another copy."""
+    from mimicvideo.video.sizes import transformer_config
+
+    execution = backbone.get("execution") or {}
+    execution = execution.get("init_args", execution)
+    copies = 2 * bool(execution.get("fp8_training")) if training else int(execution.get("fp8") is not None)
+    config = transformer_config(backbone["pretrained"])
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return int(copies * config["num_layers"] * width**2 * (6 + 2 * config["mlp_ratio"]))
 
 
 def _strategy(trainer: Mapping[str, Any]) -> str:

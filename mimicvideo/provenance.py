@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("mimicvideo", "torch", "lightning", "diffusers", "transformers", "peft", "numpy", "metaworld", "mujoco", "av")
+PACKAGES += ("flash-attn-4", "nvidia-cudnn-frontend")
 
 
 def command_line() -> str:

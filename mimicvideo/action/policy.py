@@ -236,7 +236,7 @@ class ActionPolicy(LightningModule):
         """The loss of each sample."""
         latents = self._latents(batch)
         size, device = latents.shape[0], latents.device
-        tau_video = joined(self.video_noise.sample, size, generator).to(device)
+        tau_video = sent(joined(self.video_noise.sample, size, generator), device)
         noisy = flow.interpolate(latents, standard_normal(latents.shape, generator, device), tau_video)
         hidden = self._hidden_states(noisy, tau_video, self._condition(batch["observation"]["prompt"], latents))
 
@@ -244,7 +244,7 @@ class ActionPolicy(LightningModule):
         proprio = self.proprio_normalizer.normalize(batch["observation"]["proprio"]).repeat_interleave(self.draws, dim=0)
         tau_action = tau_video_of_draw = tau_video.repeat_interleave(self.draws)
         if self.flow_times == "decoupled":
-            tau_action = joined(self.action_noise.sample, size * self.draws, generator).to(device)
+            tau_action = sent(joined(self.action_noise.sample, size * self.draws, generator), device)
         noise = standard_normal(clean.shape, generator, device)
         velocity = self.decoder(
             flow.interpolate(clean, noise, tau_action),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from mimicvideo import flow
-from mimicvideo.execution import Execution
+from mimicvideo.execution import Execution, sent
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class VideoCondition:
         """1 on latent frames that are kept clean, 0 on those to be predicted."""
         batch, z_observed = self.observed.shape[0], self.observed.shape[2]
         device = self.observed.device
-        count = torch.full((batch,), z_observed, device=device) if self.num_observed is None else self.num_observed.to(device)
+        count = torch.full((batch,), z_observed, device=device) if self.num_observed is None else sent(self.num_observed, device)
         return (torch.arange(z_frames, device=device)[None] < count[:, None]).float()
 
     def repeat(self, times: int) -> "VideoCondition":

@@ -8,13 +8,16 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from mimicvideo import flash4
+
 Checkpointing = bool | int | Literal["selective"]
 
-# Every kernel behind scaled_dot_product_attention: at 19,200 tokens more than half of a block's arithmetic.
+# Every kernel of attention: at 19,200 tokens more than half of a block's arithmetic.
 _ATTENTION = [
     getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
     for kernel in ("cudnn_attention", "flash_attention", "efficient_attention", "flash_attention_for_cpu")
 ]
+_ATTENTION += [flash4.KERNEL]
 
 
 def check_checkpointing(value: Checkpointing) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from mimicvideo.execution import Execution, lasting
+from mimicvideo.execution import Execution, lasting, sent
 from mimicvideo.video import adapter as adapters
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video import wan
@@ -300,7 +300,7 @@ class CosmosPredict(VideoBackbone):
         noisy, observed = noisy.to(device, precise), condition.observed.to(device, precise)
         kept = condition.frame_mask(z_frames).to(device, precise)[:, None, :, None, None]
         clean = torch.nn.functional.pad(observed, (0, 0, 0, 0, 0, z_frames - observed.shape[2]))
-        levels = tau.to(device, precise)[:, None, None, None, None].expand(-1, 1, z_frames, 1, 1)
+        levels = sent(tau, device).to(precise)[:, None, None, None, None].expand(-1, 1, z_frames, 1, 1)
         if self.conditional_tau is not None:
             levels = kept * self.conditional_tau + (1 - kept) * levels
         return {

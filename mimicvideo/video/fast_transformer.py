@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,13 +11,17 @@ from diffusers import CosmosTransformer3DModel
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from mimicvideo import flash4
 from mimicvideo.execution import CudaGraphs, Execution, Fingerprint, Weights, attention_kernels, fingerprint, lasting, places
 from mimicvideo.video import fp8 as fp8_products
+from mimicvideo.video import fp8_attention
 from mimicvideo.video.checkpointing import Checkpointing, block_runner
 
 # What FP8 leaves alone: AdaLN sees one row per frame, on which all tokens depend; the text's keys and values are computed once.
 _EXACT = ("norm1", "norm2", "norm3", "attn2.to_k", "attn2.to_v")
+Attend = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 _KEPT = 4  # prompts and clip shapes whose text keys and rotary angles are kept
 
 
@@ -24,7 +29,7 @@ class FastTransformer:
     """What is saved against diffusers' forward pass, which stays the reference:
 
     - AdaLN's shifts, scales and gates are computed once per latent frame, not once per token (the noise level is one per frame);
-    - attention runs on cuDNN's kernels where there are any;
+    - attention runs on cuDNN's kernels where there are any, or on FlashAttention-4's;
     - rotary angles are computed once per clip shape, the text's keys and values once per prompt;
     - the blocks are compiled, a whole pass is one CUDA graph.
 
@@ -73,18 +78,22 @@ class FastTransformer:
         depth = len(self.transformer.transformer_blocks) if blocks is None else max(blocks) + 1
         weights = self._weights()
         training = torch.is_grad_enabled() or any(weight.requires_grad for weight in weights)
-        version = () if training else fingerprint(weights)
+        counted = weights if not training else [weight for weight in weights if not weight.requires_grad] * self.execution.fp8_training
+        version = fingerprint(counted)  # of what is computed once from them; the rest of a training pass starts from the weights
+        attend = self._attention(latents.device, training)
         wanted = None if blocks is None else tuple(sorted(set(blocks)))
-        network = self._network(version, training)
+        network = self._network(version, training)[:depth]
 
         def forward(*tensors: Tensor) -> Any:
-            return self._forward(network, *tensors, wanted=wanted)
+            return self._forward(cast(nn.ModuleList, network), *tensors, wanted=wanted, attend=attend, training=training)
 
         with attention_kernels(latents.device):
             prompt = inputs["encoder_hidden_states"]
-            text = self._text_of(prompt, depth) if training else self._kept_text_of(prompt, depth, version)
+            text = prompt if training else self._kept_text_of(prompt, depth, version)
             tensors = latents, levels, mask, text, *self._rotary_of(latents)
-            if training or not self.execution.cuda_graphs:
+            if training:
+                return within(self.transformer, forward, *tensors)
+            if not self.execution.cuda_graphs:
                 return forward(*tensors)
             key = wanted, torch.is_autocast_enabled(latents.device.type), places(version)
             return self.graphs(key if self._fp8 is None else (*key, self._fp8[0]), forward, *tensors)
@@ -101,21 +110,33 @@ class FastTransformer:
         latents: Float[Tensor, "batch z_channels z_frames z_height z_width"],
         levels: Float[Tensor, "batch 1 z_frames 1 1"],
         mask: Float[Tensor, "batch 1 z_frames z_height z_width"],
-        text: Float[Tensor, "depth 2 batch prompt_tokens heads head_dim"],
+        text: Float[Tensor, "depth 2 batch prompt_tokens heads head_dim"] | Float[Tensor, "batch prompt_tokens prompt_dim"],
         cos: Float[Tensor, "tokens 1 head_dim"],
         sin: Float[Tensor, "tokens 1 head_dim"],
         wanted: tuple[int, ...] | None,
+        attend: Attend,
+        training: bool,
     ) -> Any:
+        """The whole pass. `text` holds every block's keys and values, or in training the prompt, of which each block makes its own."""
         model: Any = self.transformer
         patch = model.config["patch_size"][1]
         channels = [latents, mask, torch.zeros_like(mask)] if model.config["concat_padding_mask"] else [latents, mask]
         x = model.patch_embed(torch.cat(channels, dim=1)).flatten(2, 3)  # batch frames positions width
         shared, embedding = (vectors.unflatten(0, levels.shape[:3:2]) for vectors in model.time_embed(x, levels.flatten()))
 
+        if training:
+            text = self._projected_prompt(text)
+
+        def run(index: int, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor) -> Tensor:
+            block, runner = network[index], block_runner(self.checkpointing, index)
+            return self._run(runner, attend, block, x, embedding, shared, _keys_and_values(block, text) if training else text, cos, sin)
+
         states: dict[int, Tensor] = {}
-        for index in range(len(text)):
-            runner = block_runner(self.checkpointing, index)
-            x = self._run(runner, network[index], x, embedding, shared, text[index], cos, sin)
+        for index, block in enumerate(network):
+            if training:
+                x = within(block, partial(run, index), x, embedding, shared, text)
+            else:
+                x = run(index, x, embedding, shared, text[index])
             if wanted is not None and index in wanted:
                 states[index] = x.flatten(1, 2)
         if wanted is not None:
@@ -136,14 +157,12 @@ class FastTransformer:
 
     def _text_of(self, prompt: Tensor, depth: int) -> Float[Tensor, "depth 2 batch prompt_tokens heads head_dim"]:
         """The keys and values of every block's cross-attention."""
+        text = self._projected_prompt(prompt)
+        return torch.stack([_keys_and_values(block, text) for block in self.transformer.transformer_blocks[:depth]])
+
+    def _projected_prompt(self, prompt: Tensor) -> Tensor:
         model: Any = self.transformer
-        text = model.crossattn_proj(prompt) if model.config["use_crossattn_projection"] else prompt
-        pairs = []
-        for block in model.transformer_blocks[:depth]:
-            attention = block.attn2
-            keys, values = (layer(text).unflatten(2, (attention.heads, -1)) for layer in (attention.to_k, attention.to_v))
-            pairs.append(torch.stack([attention.norm_k(keys).to(values.dtype), values]))
-        return torch.stack(pairs)
+        return model.crossattn_proj(prompt) if model.config["use_crossattn_projection"] else prompt
 
     def _kept_text_of(self, prompt: Tensor, depth: int, version: Fingerprint) -> Tensor:
         """The same, from an earlier call with the same tensor if neither it nor a weight has been written to since."""
@@ -157,12 +176,30 @@ class FastTransformer:
     def _network(self, version: Fingerprint, training: bool) -> nn.ModuleList:
         """The blocks that run: the transformer's, or twins of them whose products are in FP8, made anew when a weight changes."""
         blocks = self.transformer.transformer_blocks
-        if self.execution.fp8 is None or training:
+        if self.execution.fp8 is None or (training and not self.execution.fp8_training):
             return blocks
         fp8_products.check_hardware(self.transformer.proj_out.weight.device)
-        if self._fp8 is None or self._fp8[0] != version:
-            self._fp8 = version, cast(nn.ModuleList, fp8_products.with_fp8_products(blocks, self.execution.fp8, _EXACT))
+        if isinstance(self.transformer, FSDPModule):
+            raise RuntimeError("execution.fp8_training rounds whole weights, but FSDP divides them: set it to false, or train with DDP")
+        key = version, training
+        if self._fp8 is None or self._fp8[0] != key:
+            with lasting():
+                twin = fp8_products.with_fp8_products(blocks, self.execution.fp8, _EXACT, differentiable=training)
+            if twin is blocks:
+                raise RuntimeError("execution.fp8_training multiplies by frozen weights in FP8, but all weights train: set it to false")
+            self._fp8 = key, cast(nn.ModuleList, twin)
         return self._fp8[1]
+
+    def _attention(self, device: torch.device, training: bool) -> Attend:
+        """The kernels of self-attention on a device."""
+        kind = self.execution.attention
+        if kind == "flash4" and device.type == "cuda":
+            flash4.check(device)
+            return _by_flash4
+        if kind == "fp8" and not training:
+            fp8_attention.check(device)
+            return _in_fp8
+        return _by_torch
 
 
 def _remembered(memory: OrderedDict, key: Any) -> Any:
@@ -173,14 +210,25 @@ def _remembered(memory: OrderedDict, key: Any) -> Any:
     return memory[key]
 
 
-def run_block(runner: Callable[..., Any], block: Any, *inputs: Tensor) -> Tensor:
+def within(module: nn.Module, function: Callable[..., Any], *tensors: Tensor) -> Any:
+    """`function(*tensors)` in place of the module's forward pass: if it is sharded, its hooks make its weights whole meanwhile."""
+    if not isinstance(module, FSDPModule):
+        return function(*tensors)
+    module.forward = function
+    try:
+        return module(*tensors)  # type: ignore[operator]
+    finally:
+        del module.forward
+
+
+def run_block(runner: Callable[..., Any], attend: Attend, block: Any, *inputs: Tensor) -> Tensor:
     """One block through its checkpointing; what is compiled, since selective checkpointing must be seen by the compiler."""
 
     def forward(*tensors: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # the choice of kernels, made outside, becomes part of what is compiled
-            return block_forward(block, *tensors)
+            return block_forward(block, attend, *tensors)
         with attention_kernels(tensors[0].device):  # here too: a checkpoint runs again when all outside is long left
-            return block_forward(block, *tensors)
+            return block_forward(block, attend, *tensors)
 
     return runner(forward, *inputs)
 
@@ -188,11 +236,12 @@ def run_block(runner: Callable[..., Any], block: Any, *inputs: Tensor) -> Tensor
 # Plain annotations from here on: what is compiled cannot be checked at run time.
 
 
-def block_forward(block: Any, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def block_forward(block: Any, attend: Any, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x <- x + gate * sublayer(LN(x) * (1 + scale) + shift) for self-attention, attention to the text, and MLP.
 
     Args:
         block: `CosmosTransformerBlock`.
+        attend: What self-attention runs on.
         x: (batch, frames, positions, width).
         embedding: Of the frames' noise levels, (batch, frames, width).
         shared: The part of the modulation that all blocks share, (batch, frames, 3 width).
@@ -201,11 +250,11 @@ def block_forward(block: Any, x: Tensor, embedding: Tensor, shared: Tensor, text
         sin: The same.
     """
     shift, scale, gate = _modulation(block.norm1, embedding, shared)
-    x = x + gate * _self_attention(block.attn1, block.norm1.norm(x) * (1 + scale) + shift, cos, sin)
+    x = x + gate * _self_attention(block.attn1, block.norm1.norm(x) * (1 + scale) + shift, cos, sin, attend)
     shift, scale, gate = _modulation(block.norm2, embedding, shared)
     x = x + gate * _text_attention(block.attn2, block.norm2.norm(x) * (1 + scale) + shift, text)
     shift, scale, gate = _modulation(block.norm3, embedding, shared)
-    return x + gate * block.ff(block.norm3.norm(x) * (1 + scale) + shift)
+    return x + gate * _feed_forward(block.ff, block.norm3.norm(x) * (1 + scale) + shift)
 
 
 def _modulation(norm: Any, embedding: Tensor, shared: Tensor) -> tuple[Tensor, ...]:
@@ -214,23 +263,50 @@ def _modulation(norm: Any, embedding: Tensor, shared: Tensor) -> tuple[Tensor, .
     return own[:, :, None].chunk(3, dim=-1)
 
 
-def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, attend: Any) -> Tensor:
     heads = (attention.heads, -1)
     tokens = x.flatten(1, 2)
     q, k, v = (layer(tokens).unflatten(2, heads) for layer in (attention.to_q, attention.to_k, attention.to_v))
     q, k = _rotate(attention.norm_q(q), cos, sin), _rotate(attention.norm_k(k), cos, sin)
-    return _attend(attention, q, k, v).view_as(x)
+    return _projected(attention, attend(attention, q, k, v)).view_as(x)
 
 
 def _text_attention(attention: Any, x: Tensor, text: Tensor) -> Tensor:
     q = attention.norm_q(attention.to_q(x.flatten(1, 2)).unflatten(2, (attention.heads, -1)))
     keys, values = text.unbind()
-    return _attend(attention, q, keys, values).view_as(x)
+    return _projected(attention, _by_torch(attention, q, keys, values)).view_as(x)
 
 
-def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return attention.to_out[0](x.transpose(1, 2).flatten(2).to(q.dtype))  # to_out[1] is a dropout of 0
+def _by_torch(_attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).to(q.dtype)
+
+
+def _by_flash4(_attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return flash4.attention(q, k, v)
+
+
+def _in_fp8(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries and keys are normalised: none is longer than sqrt(head_dim) times the norm's largest weight, before rotation and after."""
+    q_bound, k_bound = (norm.weight.abs().amax() * q.shape[-1] ** 0.5 for norm in (attention.norm_q, attention.norm_k))
+    return fp8_attention.attention(q, k, v, (q_bound, k_bound))
+
+
+def _keys_and_values(block: Any, text: Tensor) -> Tensor:
+    """Of the text, for a block's cross-attention: (2, batch, prompt tokens, heads, head width)."""
+    attention = block.attn2
+    keys, values = (layer(text).unflatten(2, (attention.heads, -1)) for layer in (attention.to_k, attention.to_v))
+    return torch.stack([attention.norm_k(keys).to(values.dtype), values])
+
+
+def _projected(attention: Any, x: Tensor) -> Tensor:
+    return attention.to_out[0](x.flatten(2))  # to_out[1] is a dropout of 0
+
+
+def _feed_forward(ff: Any, x: Tensor) -> Tensor:
+    last = ff.net[2]  # ff.net[1] is a dropout of 0
+    if isinstance(last, fp8_products.Fp8Linear) and not torch.is_grad_enabled():
+        return last.of_gelu(ff.net[0].proj(x))
+    return ff(x)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

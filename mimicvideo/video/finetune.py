@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from mimicvideo import flow, ranks
 from mimicvideo.ema import WeightAverage
+from mimicvideo.execution import sent
 from mimicvideo.noise import Generators, NoiseLevels, check_tau, joined, standard_normal
 from mimicvideo.types import Clip
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
@@ -140,7 +141,7 @@ class VideoFinetune(LightningModule):
         choice = joined(lambda count, one: torch.multinomial(chances, count, replacement=True, generator=one), len(latents), generator)
         condition = VideoCondition(prompt, latents[:, :, : max(counts)], torch.tensor(counts)[choice])
         predicted = 1 - condition.frame_mask(latents.shape[2])[:, None, :, None, None]
-        noisy = flow.interpolate(latents, noise, tau.to(latents.device))
+        noisy = flow.interpolate(latents, noise, sent(tau, latents.device))
         error = self.backbone.velocity(noisy, tau, condition) - flow.velocity_target(latents, noise)
         return (predicted * error).square().flatten(1).mean(1)
 

@@ -1,10 +1,11 @@
-"""Products in FP8 (e4m3) for passes that need not be exact: weights are rounded once, activations at every call."""
+"""Products in FP8 (e4m3) for passes that need not be exact: weights are rounded once, activations and gradients at every call."""
 
 import copy
 from collections.abc import Collection
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ DTYPE = torch.float8_e4m3fn
 LARGEST = torch.finfo(DTYPE).max  # 448
 SMALLEST_SCALE = 1e-12  # of a row of zeros
 _UNIT = 16  # cuBLAS takes FP8 matrices whose sides are multiples of it
+_GELU_LOW = 0.17  # gelu(x) >= -0.17
 
 
 def check_hardware(device: torch.device) -> None:
@@ -28,48 +30,103 @@ def check_hardware(device: torch.device) -> None:
 
 def quantize(x: Float[Tensor, "*rows width"], scaling: Scaling) -> tuple[Tensor, Tensor]:
     """q, s with x ~ s q: q in e4m3, s = max |x| / 448 in fp32, over each row, shape (..., 1), or over the tensor, a scalar."""
-    wide = x.float()
-    largest = wide.abs().amax(dim=-1, keepdim=True) if scaling == "row" else wide.abs().amax()
-    scale = (largest / LARGEST).clamp(min=SMALLEST_SCALE)
-    return (wide / scale).clamp(-LARGEST, LARGEST).to(DTYPE), scale
+    scale = _scale(x.float().abs(), scaling)
+    return _rounded(x.float(), scale), scale
+
+
+def quantize_gelu(x: Float[Tensor, "*rows width"], scaling: Scaling) -> tuple[Tensor, Tensor]:
+    """`quantize` of gelu(x), whose scale is taken from x: gelu(x) <= max(x, 0), and gelu is expensive enough to be computed once."""
+    scale = _scale(x.float().clamp(min=_GELU_LOW), scaling)
+    return _rounded(F.gelu(x.float()), scale), scale
+
+
+def _scale(magnitude: Tensor, scaling: Scaling) -> Tensor:
+    largest = magnitude.amax(dim=-1, keepdim=True) if scaling == "row" else magnitude.amax()
+    return (largest / LARGEST).clamp(min=SMALLEST_SCALE)
+
+
+def _rounded(x: Tensor, scale: Tensor) -> Tensor:
+    return (x * (1 / scale)).clamp(-LARGEST, LARGEST).to(DTYPE)
 
 
 class Fp8Linear(nn.Module):
-    """x W^T + b of a linear layer, x and W in FP8, the sum in the GPU's own precision, the result in bf16.
+    """x W^T + b of a linear layer, x and W in FP8, the sum in the GPU's own precision, the result rounded to bf16 and given
+    the dtype that the layer's would have.
 
     Args:
         linear: Its weight is rounded now; the layer itself is not kept.
         scaling: One scale for each token and each output channel, or one for x and one for W.
+        differentiable: Whether gradients pass to x, by a product in FP8 as well; it keeps a second copy of the weight, with a scale
+            for each input channel. None reach the weight.
     """
 
-    def __init__(self, linear: nn.Linear, scaling: Scaling) -> None:
+    def __init__(self, linear: nn.Linear, scaling: Scaling, differentiable: bool = False) -> None:
         super().__init__()
         self.scaling: Scaling = scaling
-        weight, scale = quantize(linear.weight.detach(), scaling)
-        self.weight, self.scale = weight.t(), scale.t() if scaling == "row" else scale  # cuBLAS wants the second factor by columns
+        self.forth = _factor(linear.weight.detach(), scaling)
+        self.back = _factor(linear.weight.detach().t(), scaling) if differentiable else None
         self.bias = None if linear.bias is None else linear.bias.detach().to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, scale = quantize(x.flatten(0, -2), self.scaling)
-        y = torch._scaled_mm(rows, self.weight, scale, self.scale, self.bias, out_dtype=torch.bfloat16, use_fast_accum=True)
-        return y.unflatten(0, x.shape[:-1])
+        if self.back is not None and torch.is_grad_enabled():
+            return _Product.apply(x, *self.forth, *self.back, self.bias, self.scaling)
+        return _product(x, quantize(x.flatten(0, -2), self.scaling), self.forth, self.bias)
+
+    def of_gelu(self, x: Tensor) -> Tensor:
+        """The layer's output for gelu(x), in passes without gradients."""
+        return _product(x, quantize_gelu(x.flatten(0, -2), self.scaling), self.forth, self.bias)
 
 
-def with_fp8_products(module: nn.Module, scaling: Scaling, exact: Collection[str] = (), name: str = "") -> nn.Module:
-    """A twin of `module` that shares all of its weights but those of its large linear layers, which become `Fp8Linear`.
+def _factor(weight: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    """A weight's transpose and its scales, as a product's second factor, which cuBLAS wants by columns."""
+    rounded, scale = quantize(weight.contiguous(), scaling)
+    return rounded.t(), scale.t() if scaling == "row" else scale
+
+
+def _product(x: Tensor, rows: tuple[Tensor, Tensor], factor: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+    y = torch._scaled_mm(rows[0], factor[0], rows[1], factor[1], bias, out_dtype=torch.bfloat16, use_fast_accum=True)
+    device = x.device.type
+    return y.unflatten(0, x.shape[:-1]).to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """Both of a frozen layer's products in FP8: y = x W^T + b, dx = dy W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        forth, forth_scale, back, back_scale, bias, scaling = rest
+        ctx.save_for_backward(back, back_scale)
+        ctx.scaling, ctx.dtype = scaling, x.dtype
+        return _product(x, quantize(x.flatten(0, -2), scaling), (forth, forth_scale), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        dx = _product(gradient, quantize(gradient.flatten(0, -2), ctx.scaling), ctx.saved_tensors, None)
+        return dx.to(ctx.dtype), *([None] * 6)
+
+
+def with_fp8_products(
+    module: nn.Module, scaling: Scaling, exact: Collection[str] = (), differentiable: bool = False, name: str = ""
+) -> nn.Module:
+    """A twin of `module` that shares all of its parts and weights but its large linear layers, which become `Fp8Linear`.
 
     Args:
-        module: It stays as it is.
+        module: It stays as it is, and is returned itself if there is nothing to replace.
         scaling: See `Fp8Linear`.
         exact: Parts that are shared as they are, by the dotted ends of their names.
+        differentiable: See `Fp8Linear`; layers whose weights train are left alone then.
         name: Of `module` itself.
     """
     if any(name == part or name.endswith(f".{part}") for part in exact):
         return module
     if isinstance(module, nn.Linear):
         large = module.in_features % _UNIT == 0 == module.out_features % _UNIT
-        return Fp8Linear(module, scaling) if large else module
+        return Fp8Linear(module, scaling, differentiable) if large and not (differentiable and module.weight.requires_grad) else module
+    children = {
+        key: child and with_fp8_products(child, scaling, exact, differentiable, f"{name}.{key}") for key, child in module._modules.items()
+    }
+    if all(child is module._modules[key] for key, child in children.items()):
+        return module
     twin = copy.copy(module)
-    children = {key: (child, f"{name}.{key}") for key, child in module._modules.items()}
-    twin._modules = {key: child and with_fp8_products(child, scaling, exact, dotted) for key, (child, dotted) in children.items()}
+    twin._modules = children
     return twin

@@ -114,11 +114,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs = Runs(tmp_path_factory.mktemp("parallel"))
     full = [f"--config={CONF}/adaptation/full.yaml", NO_SAMPLES]
     sizes = ["--data.action_dim=3", "--data.proprio_dim=2", "--data.horizon=4", "--data.hold_dims=[2]"]
+    fast = [NO_SAMPLES, f"--config={CONF}/execution/fast.yaml", "--model.backbone.execution.compile=null"]
     action = ["--model.backbone.adapter=null", "--model.block=2", *sizes]
     runs.start(runs.line("one", VIDEO, NO_SAMPLES), runs.line("one_full", VIDEO, *full), runs.line("one_action", ACTION, *action))
     runs.start(
         runs.pair("ddp", VIDEO, "ddp", NO_SAMPLES),
         runs.pair("fsdp", VIDEO, "fsdp"),  # with sampled videos
+        runs.pair("fsdp_fast", VIDEO, "fsdp", *fast),
+        runs.pair("fsdp_fast_again", VIDEO, "fsdp", *fast, "--model.backbone.gradient_checkpointing=selective"),
         runs.pair("one_then_fsdp", VIDEO, "fsdp", NO_SAMPLES, f"--ckpt_path={runs.checkpoint('one', 3)}"),
         runs.pair("fsdp_full", VIDEO, "fsdp", *full),
         runs.pair("ddp_action", ACTION, "ddp", *action),
@@ -142,6 +145,8 @@ def off(found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, 
 SAME = [
     ("one", "ddp"),
     ("one", "fsdp"),
+    ("one", "fsdp_fast"),
+    ("one", "fsdp_fast_again"),
     ("one", "one_then_fsdp"),
     ("one", "fsdp_then_one"),
     ("one_full", "fsdp_full"),

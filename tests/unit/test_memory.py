@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import CosmosTransformer3DModel
 
 from mimicvideo.check import print_sizes
 from mimicvideo.cli import CheckingCLI, report_memory
@@ -89,6 +90,22 @@ def test_a_faster_execution_is_not_counted_and_the_table_says_so() -> None:
     faster, plain = expected(*VIDEO, flag), expected(*VIDEO)
     assert (faster.rows, faster.peak) == (plain.rows, plain.peak)
     assert faster.table()[:-1] == plain.table() and "without backbone.execution" in faster.table()[-1]
+
+
+def test_copies_in_fp8_are_counted_where_they_are_made() -> None:
+    """A byte for each weight of the blocks' self-attention, queries and outputs of the text's, and MLP: counted on the network itself."""
+    config = footprint.transformer_config("nvidia/predict2-2b-480p-10fps")
+    with torch.device("meta"):
+        blocks = CosmosTransformer3DModel.from_config(config).transformer_blocks
+    products = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2")
+    one = sum(block.get_submodule(name).weight.numel() for block in blocks for name in products)
+    fp8 = f"--config={CONF}/execution/fp8.yaml"
+    training = "--model.backbone.execution.fp8_training=true"
+    assert expected(*VIDEO, fp8).rows["FP8 copies"] == 0
+    both, plain = expected(*VIDEO, fp8, training), expected(*VIDEO)
+    assert both.rows["FP8 copies"] == 2 * one and both.peak == plain.peak + 2 * one
+    action = [f"--config={CONF}/experiment/libero_goal_action.yaml", "--data.batch_size=1"]
+    assert expected(*action, fp8).rows["FP8 copies"] == one and expected(*action).rows["FP8 copies"] == 0
 
 
 def test_fsdp_divides_what_ddp_repeats() -> None:

@@ -8,7 +8,10 @@ import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
 
+from mimicvideo import flash4
 from mimicvideo.execution import Execution
+from mimicvideo.video import fp8 as fp8_products
+from mimicvideo.video import fp8_attention
 from mimicvideo.video.adaptation import Frozen, Full, Lora
 from mimicvideo.video.backbone import VideoCondition
 from mimicvideo.video.cosmos_predict import CosmosPredict
@@ -286,7 +289,12 @@ def test_prompts_on_the_device_are_the_same_tensor_again(build) -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"compile": "fastest"}, "execution.compile must be default.*'fastest'"), ({"fp8": "block"}, "execution.fp8 must be row.*'block'")],
+    [
+        ({"compile": "fastest"}, "execution.compile must be default.*'fastest'"),
+        ({"fp8": "block"}, "execution.fp8 must be row.*'block'"),
+        ({"attention": "flash"}, "execution.attention must be torch, flash4 or fp8.*'flash'"),
+        ({"fp8_training": True}, "execution.fp8 is null: set it to row or tensor"),
+    ],
 )
 def test_unknown_ways_of_execution_are_refused(values, message) -> None:
     with pytest.raises((ValueError, TypeError), match=f"{message}|type"):
@@ -310,6 +318,65 @@ def test_fp8_is_refused_where_there_is_none(build, inputs) -> None:
     backbone = build(execution=Execution(compile=None, fp8="row"))
     with torch.no_grad(), pytest.raises(RuntimeError, match="compute capability 8.9.*on cpu: set execution.fp8 to null"):
         backbone.velocity(*inputs(backbone).all())
+
+
+@pytest.fixture
+def emulated(monkeypatch) -> None:
+    """FP8 products by their definition, on the CPU."""
+
+    def scaled_mm(a, b, scale_a, scale_b, bias, out_dtype, use_fast_accum):
+        y = (a.double() * scale_a) @ (b.double() * scale_b)
+        return (y if bias is None else y + bias.double()).to(out_dtype)
+
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+    monkeypatch.setattr(fp8_products, "check_hardware", lambda device: None)
+
+
+FP8_TRAINING = Execution(compile=None, fp8="row", fp8_training=True)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
+def test_fp8_under_lora_trains_with_nearly_the_same_gradients(build, inputs, perturb, emulated, checkpointing) -> None:
+    gradients = []
+    for execution in (None, FP8_TRAINING):
+        torch.manual_seed(0)
+        backbone = build(Lora(rank=16, alpha=16), dtype="bfloat16", gradient_checkpointing=checkpointing, execution=execution)
+        perturb(backbone)
+        noisy, tau, condition = inputs(backbone).all()
+        backbone.velocity(noisy, tau, condition).square().mean().backward()
+        gradients.append({name: weight.grad for name, weight in backbone.named_parameters() if weight.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    plain, eight = (torch.cat([gradient.flatten() for gradient in each.values()]) for each in gradients)
+    assert 1e-3 < (eight - plain).norm() / plain.norm() < 0.2
+
+
+def test_fp8_in_training_follows_new_frozen_weights_and_passes_without_gradients_use_it_too(build, inputs, emulated) -> None:
+    backbone = build(Lora(rank=16, alpha=16), execution=FP8_TRAINING)
+    noisy, tau, condition = inputs(backbone).all()
+    before = backbone.velocity(noisy, tau, condition)
+    made = backbone._fast._fp8
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.velocity(noisy, tau, condition), before.detach(), rtol=0.02, atol=0.02)
+        next(weight for name, weight in backbone.named_parameters() if "lora_A" in name).mul_(1.5)
+    backbone.velocity(noisy, tau, condition)
+    assert backbone._fast._fp8 is made  # what trains is not rounded
+    with torch.no_grad():
+        next(weight for name, weight in backbone.named_parameters() if "attn1.to_v.base_layer" in name).mul_(2)
+    after = backbone.velocity(noisy, tau, condition)
+    assert backbone._fast._fp8 is not made and (after - before).norm() > 0.01 * before.norm()
+
+
+def test_fp8_in_training_is_refused_where_everything_trains(build, inputs, emulated) -> None:
+    backbone = build(Full(), execution=FP8_TRAINING)
+    with pytest.raises(RuntimeError, match="all weights train: set it to false"):
+        backbone.velocity(*inputs(backbone).all())
+
+
+def test_flash_attention_is_left_aside_off_gpu(build, inputs) -> None:
+    plain, fast = build(), build(execution=Execution(compile=None, attention="flash4"))
+    sample = inputs(plain)
+    with torch.no_grad():
+        torch.testing.assert_close(fast.velocity(*sample.all()), plain.velocity(*sample.all()), rtol=1e-5, atol=1e-5)
 
 
 # ---- on a GPU -----------------------------------------------------------------------------------------------------------------
@@ -358,3 +425,34 @@ def test_on_a_gpu_fp8_is_near(build, inputs, scaling) -> None:
     with torch.no_grad():
         expected, velocity = plain.velocity(*arguments), fast.velocity(*arguments)
     assert 1e-4 < (velocity - expected).norm() / expected.norm() < 0.15
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["flash4", "fp8"])
+def test_on_a_gpu_other_attention_is_near(build, inputs, attention) -> None:
+    check = {"flash4": flash4.check, "fp8": fp8_attention.check}[attention]
+    try:
+        check(torch.device("cuda", 0))
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    plain = build(dtype="bfloat16").cuda()
+    fast = build(dtype="bfloat16", execution=Execution(compile=None, attention=attention)).cuda()
+    sample = inputs(plain)
+    arguments = sample.noisy.cuda(), sample.tau.cuda(), sample.condition
+    with torch.no_grad():
+        expected, velocity = plain.velocity(*arguments), fast.velocity(*arguments)
+    assert (velocity - expected).norm() < {"flash4": 0.02, "fp8": 0.1}[attention] * expected.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, "selective"])
+def test_on_a_gpu_gradients_through_fp8_products_are_near(build, inputs, perturb, checkpointing) -> None:
+    gradients = []
+    for execution in (None, Execution(compile=None, fp8="row", fp8_training=True)):
+        torch.manual_seed(0)
+        backbone = build(Lora(rank=2, alpha=2), dtype="bfloat16", gradient_checkpointing=checkpointing, execution=execution).cuda()
+        perturb(backbone)
+        noisy, tau, condition = inputs(backbone).all()
+        backbone.velocity(noisy.cuda(), tau.cuda(), condition).square().mean().backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in backbone.parameters() if weight.grad is not None]))
+    assert 1e-4 < (gradients[1] - gradients[0]).norm() / gradients[0].norm() < 0.2

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mimicvideo.video import fp8
@@ -65,7 +66,9 @@ def test_a_product_is_that_of_the_rounded_factors(monkeypatch, scaling, bias) ->
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 32, bias=bias), torch.randn(2, 5, 64)
     y = fp8.Fp8Linear(linear, scaling)(x)
-    assert y.shape == (2, 5, 32) and y.dtype == torch.bfloat16
+    assert y.shape == (2, 5, 32) and y.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fp8.Fp8Linear(linear, scaling)(x).dtype == torch.bfloat16
     exact = linear(x)
     assert (y.float() - exact).norm() < 0.06 * exact.norm()
 
@@ -90,3 +93,67 @@ def test_hardware_without_it_is_refused(monkeypatch) -> None:
         fp8.check_hardware(torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     fp8.check_hardware(torch.device("cuda"))
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """`_scaled_mm` by its definition, in float64."""
+
+    def scaled_mm(a, b, scale_a, scale_b, bias, out_dtype, use_fast_accum):
+        assert a.dtype == b.dtype == torch.float8_e4m3fn and a.is_contiguous() and b.t().is_contiguous()
+        y = (a.double() * scale_a) @ (b.double() * scale_b)
+        return (y if bias is None else y + bias.double()).to(out_dtype)
+
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+
+
+@pytest.mark.parametrize("scaling", ["row", "tensor"])
+def test_the_scale_of_gelu_comes_from_its_argument_and_nothing_saturates(scaling) -> None:
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 40)[:, None]
+    x[3] = -x[3].abs()  # gelu is at least -0.17 there
+    q, scale = fp8.quantize_gelu(x, scaling)
+    exact = F.gelu(x.double())
+    assert (q.double() * scale).sub(exact).abs().max() <= exact.abs().max() / 16
+    if scaling == "row":
+        assert ((q.float() * scale - exact).norm(dim=-1) < 0.05 * exact.norm(dim=-1).clamp(min=0.17 / 448 * 64)).all()
+    assert q.float().abs().max() <= 448 and q.float().isfinite().all()
+
+
+@pytest.mark.parametrize("scaling", ["row", "tensor"])
+def test_a_layer_after_gelu_computes_what_the_two_do(emulated, scaling) -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 32), torch.randn(2, 5, 64)
+    exact = linear(F.gelu(x))
+    y = fp8.Fp8Linear(linear, scaling).of_gelu(x)
+    assert y.shape == (2, 5, 32) and (y.float() - exact).norm() < 0.06 * exact.norm()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scaling", ["row", "tensor"])
+def test_gradients_pass_through_a_frozen_layer(emulated, scaling, bias) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 32, bias=bias).requires_grad_(False)
+    with torch.no_grad():
+        linear.weight.mul_(torch.logspace(-2, 2, 64)[None])  # channels of different size: each side needs scales of its own
+    x = (torch.randn(2, 5, 64) * torch.logspace(2, -2, 64)).requires_grad_(True)
+    layer = fp8.Fp8Linear(linear, scaling, differentiable=True)
+    gradient = torch.randn(2, 5, 32).bfloat16()
+    y = layer(x)
+    (found,) = torch.autograd.grad(y, x, gradient)
+    (expected,) = torch.autograd.grad(linear(x), x, gradient.float())
+    assert found.dtype == x.dtype and found.shape == x.shape
+    assert (found - expected).norm() < 0.06 * expected.norm()
+    if scaling == "row":
+        assert ((found - expected).norm(dim=(0, 1)) < 0.12 * expected.norm(dim=(0, 1))).all()
+    with torch.no_grad():
+        assert torch.equal(layer(x), y)
+
+
+def test_layers_that_train_are_left_alone_and_nothing_is_copied_in_vain() -> None:
+    frozen, trained = nn.Linear(32, 32).requires_grad_(False), nn.Linear(32, 32)
+    module = nn.ModuleDict({"base": frozen, "adapter": trained, "dropout": nn.Dropout(0.5)})
+    twin = fp8.with_fp8_products(module, "row", differentiable=True)
+    assert isinstance(twin["base"], fp8.Fp8Linear) and twin["base"].back is not None
+    assert twin["adapter"] is trained and twin["dropout"] is module["dropout"]  # which obeys train() and eval()
+    only = nn.ModuleList([trained])
+    assert fp8.with_fp8_products(only, "row", differentiable=True) is only
