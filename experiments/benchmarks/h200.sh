@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All rows of tools/benchmark on one H200: experiments/benchmarks/h200.sh [folder] [seconds]
 # First every row with a hundred calls, then the percentiles of a thousand. What is measured is written at once; a second run goes on
-# where the first was stopped. It needs the environment of tools/setup, or any other with this package's dependencies, to be active.
+# where the first was stopped. It needs the environment of tools/setup, or any other with this package's dependencies, to be active,
+# and for the fastest ways the extras flash4 and fp8.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${1:-experiments/benchmarks}
@@ -25,10 +26,10 @@ nvidia-smi --query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu
     --format=csv -lms 500 > "$out/h200_clocks.csv" &
 trap "kill $!" EXIT
 
-row 150 "$out" hidden_states --calls 100 --seconds 20 --reference-calls 10 --profile
-row 150 "$out" chunk --calls 100 --seconds 20 --reference-calls 10 --profile
-row 220 "$out" lora_step --ways 2 --reference-calls 6 --seconds 60 --profile
-row 150 "$out" realtime --ways 5 --calls 200 --seconds 40 --reference-calls 10 --profile
+row 180 "$out" hidden_states --calls 100 --seconds 20 --reference-calls 5 --profile
+row 240 "$out" chunk --ways 3 --calls 100 --seconds 20 --reference-calls 5 --profile
+row 280 "$out" lora_step --ways 3 --reference-calls 3 --seconds 60 --profile
+row 150 "$out" realtime --ways 5 --calls 200 --seconds 40 --reference-calls 5 --profile
 row 260 "$out" decoder_training --ways 2 --reference-calls 8 --seconds 40 --curve-seconds 30
 row 260 "$out/thousand_calls" chunk --calls 1000 --reference-calls 3
 row 120 "$out/thousand_calls" realtime --ways 2 --calls 1000 --reference-calls 3

@@ -1,11 +1,13 @@
 """The hardware's own limits, measured in the same process: matrix products, attention, memory. A roofline's two slopes and a half."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from mimicvideo import flash4
 from mimicvideo.execution import attention_kernels
 from mimicvideo.speed.flops import Work
 from mimicvideo.speed.measure import measure
@@ -73,15 +75,22 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, side: int, tokens
         )
     memory = rate(2 * a.numel() * a.element_size(), lambda: b.copy_(a))
 
-    q, k, v = (random(1, heads, tokens, head_dim).requires_grad_(True) for _ in range(3))
+    q, k, v = (random(1, tokens, heads, head_dim).requires_grad_(True) for _ in range(3))
     operations = 4 * heads * head_dim * tokens**2
 
-    def forward() -> torch.Tensor:
-        with torch.no_grad(), attention_kernels(device):
-            return F.scaled_dot_product_attention(q, k, v)
+    def by_torch() -> torch.Tensor:
+        with attention_kernels(device):
+            return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
 
-    with attention_kernels(device):
-        output = F.scaled_dot_product_attention(q, k, v)
-    gradient = torch.randn_like(output)
-    backward = rate(2.5 * operations, lambda: torch.autograd.grad(output, (q, k, v), gradient, retain_graph=True))
-    return Ceilings(products, rate(operations, forward), backward, memory, fp8)
+    def rates(attend: Callable[[], torch.Tensor]) -> tuple[float, float]:
+        output = attend()
+        gradient = torch.randn_like(output)
+        backward = rate(2.5 * operations, lambda: torch.autograd.grad(output, (q, k, v), gradient, retain_graph=True))
+        with torch.no_grad():
+            return rate(operations, attend), backward
+
+    found = [rates(by_torch)]
+    if dtype == torch.bfloat16 and flash4.available(device):
+        found.append(rates(lambda: flash4.attention(q, k, v)))
+    forward, backward = (max(each) for each in zip(*found, strict=True))
+    return Ceilings(products, forward, backward, memory, fp8)

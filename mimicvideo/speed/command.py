@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--seconds", type=float, default=200.0, help="budget of one variant's timed calls")
     found.add_argument("--ways", type=int, default=8, help="measure at most so many of our variants, the most important first")
     found.add_argument("--curve-seconds", type=float, default=0.0, help="decoder_training: train so long, exactly and with reuse")
-    found.add_argument("--profile", action="store_true", help="also a table by kernel category, of the fastest variant")
+    found.add_argument("--profile", action="store_true", help="also a table by kernel category for each of our variants")
     found.add_argument("--resume", action="store_true", help="leave rows alone whose file is there already")
     found.add_argument("--out", type=Path, default=Path("experiments/benchmarks"), help="folder of the JSON files")
     return found
@@ -78,14 +78,15 @@ def run(names: list[str], arguments: argparse.Namespace) -> None:
             "size": arguments.size,
             "dtype": dtype,
             "compile": bench.compile,
+            "attention": bench.attention,
             "ceilings": ceilings.record(),
             "effort": vars(effort),
             "surroundings": surroundings(device),
         }
 
         def save(row: Row, path: Path = path, ceilings: Ceilings = ceilings, context: dict[str, Any] = context) -> None:
-            if arguments.profile and row.profiled is not None and row.fastest:
-                row.notes["profile"] = {"of": row.variants[-1].name, **profile_calls(row.profiled, device)}
+            if arguments.profile and row.profiled is not None:
+                row.notes.setdefault("profiles", {})[row.variants[-1].name] = profile_calls(row.profiled, device)
             write(path, {**row.record(ceilings), **context, "complete": False})
 
         record = {**measured(name, bench, effort, ceilings, arguments, save), **context}
@@ -97,11 +98,11 @@ def run(names: list[str], arguments: argparse.Namespace) -> None:
 
 
 def measured(name: str, bench: Bench, effort: Effort, ceilings: Ceilings, arguments: argparse.Namespace, save: Save) -> dict[str, Any]:
-    """A row's record, with the profile of its fastest way and learning curves if they are asked for."""
+    """A row's record, with profiles of our ways and learning curves if they are asked for."""
     row = ROWS[name](bench, effort, save)
     record = row.record(ceilings)
-    if "profile" in record:
-        show_profile(record["profile"])
+    for way, profile in record.get("profiles", {}).items():
+        show_profile(way, profile)
     del row
     if name == "decoder_training" and arguments.curve_seconds:
         free(bench.device)
@@ -110,9 +111,9 @@ def measured(name: str, bench: Bench, effort: Effort, ceilings: Ceilings, argume
     return record
 
 
-def show_profile(profile: dict[str, Any]) -> None:
-    """Prints where the time goes."""
-    table = Table(title=f"{profile['of']}: time in kernels, {profile['busy_ms']:.2f} ms a call", title_justify="left")
+def show_profile(way: str, profile: dict[str, Any]) -> None:
+    """Prints where the time of one way goes."""
+    table = Table(title=f"{way}: time in kernels, {profile['busy_ms']:.2f} ms a call", title_justify="left")
     for column in ("category", "ms", "share", "launches"):
         table.add_column(column, justify="left" if column == "category" else "right")
     for name, found in profile["categories"].items():

@@ -1,16 +1,17 @@
 """The rows without gradients: hidden states, observation to action chunk, and the real-time mode."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor
 
 from mimicvideo.action.acting import Acting
 from mimicvideo.action.policy import ActionPolicy
-from mimicvideo.execution import Execution, attention_kernels
+from mimicvideo.execution import Execution
 from mimicvideo.speed import flops
 from mimicvideo.speed.measure import Effort, difference, free, measure
 from mimicvideo.speed.models import PROMPT, Bench
@@ -19,7 +20,7 @@ from mimicvideo.video.adaptation import Frozen
 from mimicvideo.video.random_weights import RandomCosmos
 
 TAU = 80 / 81  # the paper's level when acting
-PACED, PAUSE = "ours, half a second apart", 0.5  # as a robot asks, while it carries out the chunk before
+PACED, PAUSE = "half a second apart", 0.5  # as a robot asks, while it carries out the chunk before
 
 
 def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
@@ -41,21 +42,18 @@ def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
     with torch.no_grad():
         reference = plain()
         row.add(Variant("diffusers, eager", measure(plain, bench.device, effort.reference_calls, 1, effort.seconds), work=work))
-        references = {
-            "diffusers, blocks compiled": nullcontext(),
-            "diffusers, blocks compiled, cuDNN's attention": attention_kernels(bench.device),
-        }
+        references = {"diffusers, blocks compiled": "native"}
+        if bench.device.type == "cuda":
+            references["diffusers, blocks compiled, cuDNN's attention"] = "_native_cudnn"
         for name, kernels in references.items() if bench.compile else ():
             free(bench.device)
-            with kernels, compiled_blocks(backbone):
+            with compiled_blocks(backbone), attention_backend(kernels):
                 timing = measure(plain, bench.device, effort.reference_calls, 1, effort.seconds)
                 row.add(Variant(name, timing, work=work, agreement=difference(plain(), reference)))
-        free(bench.device)
-        backbone.execute(bench.execution())
-        timing = measure(ours, bench.device, effort.calls, effort.warm_up, effort.seconds)
-        row.add(Variant("ours", timing, work=work, agreement=difference(ours(), reference)), profiled=ours)
-        timing = measure(ours, bench.device, min(effort.calls, 20), pause=PAUSE)
-        row.add(Variant(PACED, timing, work=work, agreement=difference(ours(), reference)))
+        for name, execution in ours_and_fp8(bench)[: effort.ways]:
+            free(bench.device)
+            backbone.execute(execution)
+            add_ours(row, name, ours, bench, effort, work, reference)
     return row
 
 
@@ -74,19 +72,17 @@ def chunk(bench: Bench, effort: Effort, save: Save) -> Row:
     policy.act_as(Acting(dtype=bench.dtype, cuda_graphs=False))
     reference = act()
     row.add(Variant("diffusers, eager", measure(act, bench.device, effort.reference_calls, 1, effort.seconds), work=work))
-    free(bench.device)
-    backbone.execute(bench.execution())
     policy.act_as(bench.acting())
-    timing = measure(act, bench.device, effort.calls, effort.warm_up, effort.seconds)
-    row.add(Variant("ours", timing, work=work, agreement=difference(act(), reference)), profiled=act)
-    timing = measure(act, bench.device, min(effort.calls, 20), pause=PAUSE)
-    row.add(Variant(PACED, timing, work=work, agreement=difference(act(), reference)))
-    row.notes["parts_ms"] = parts(bench, policy, observation, effort)
+    for name, execution in ours_and_fp8(bench)[: effort.ways]:
+        free(bench.device, compiled=False)  # the decoder stays as it is
+        backbone.execute(execution)
+        add_ours(row, name, act, bench, effort, work, reference)
+        row.notes.setdefault("parts_ms", {})[name] = parts(bench, policy, observation, effort)
     return row
 
 
 def realtime(bench: Bench, effort: Effort, save: Save) -> Row:
-    """Chunks that are not exact: the video model is shown less of the future, or multiplies in FP8."""
+    """Chunks that are not exact: the video model is shown less of the future, and may multiply in FP8 too."""
     backbone = bench.backbone(Frozen())
     policy, observation = bench.policy(backbone), observation_of(bench)
     row = Row("realtime", f"observation to chunk of {bench.size.horizon} actions, reduced", goal_ms=41, accept_ms=41, save=save)
@@ -104,19 +100,17 @@ def realtime(bench: Bench, effort: Effort, save: Save) -> Row:
     def act() -> Tensor:
         return policy.predict_actions(observation, generator=torch.Generator().manual_seed(0))
 
-    fp8 = bench.device.type == "cuda" and torch.cuda.get_device_capability(bench.device) >= (8, 9)
-    if not fp8:
+    if not bench.fp8:
         row.notes["skipped"] = f"FP8: {bench.device.type} has no such products"
     half = bench.acting(future_latents=0, scale=0.5)
     by_row = bench.execution(fp8="row")
     settings: list[tuple[str, Acting, Execution]] = [("exact, whole clip", bench.acting(), bench.execution())]
     settings += [("0 future latents, half size", half, bench.execution())]
-    settings += [("0 future latents, half size, FP8", half, by_row)] * fp8
+    settings += [("0 future latents, half size, FP8", half, by_row)] * bench.fp8
     settings += [("0 future latents, half size, 5 steps", replace(half, num_steps=5), bench.execution())]
     settings += [("0 future latents", bench.acting(future_latents=0), bench.execution())]
-    settings += [("0 future latents, FP8", bench.acting(future_latents=0), by_row)] * fp8
+    settings += [("0 future latents, FP8", bench.acting(future_latents=0), by_row)] * bench.fp8
     settings += [("2 future latents", bench.acting(future_latents=2), bench.execution())] * (observed + 2 < whole)
-    settings += [("whole clip, FP8", bench.acting(), by_row)] * fp8
     exact: Tensor | None = None
     for name, acting, execution in settings[: 1 + effort.ways]:
         free(bench.device, compiled=False)
@@ -133,6 +127,26 @@ def realtime(bench: Bench, effort: Effort, save: Save) -> Row:
 
 
 # -- shared --------------------------------------------------------------------------------------------------------------
+
+
+def ours_and_fp8(bench: Bench) -> list[tuple[str, Execution]]:
+    """The exact way, products in FP8 and attention too where the GPU has them, and torch's own attention where it is the slower."""
+    ways = [("ours", bench.execution())]
+    ways += [("ours, FP8 products and attention", bench.execution(fp8="row", attention="fp8"))] * bench.fp8_attention
+    ways += [("ours, FP8 products", bench.execution(fp8="row"))] * bench.fp8
+    ways += [("ours, torch's attention", bench.execution(attention="torch"))] * (bench.attention != "torch")
+    return ways
+
+
+def add_ours(
+    row: Row, name: str, function: Callable[[], Tensor], bench: Bench, effort: Effort, work: flops.Work, reference: Tensor
+) -> None:
+    """Measures one of our ways, call after call and then with pauses."""
+    timing = measure(function, bench.device, effort.calls, effort.warm_up, effort.seconds)
+    agreement = difference(function(), reference)
+    row.add(Variant(name, timing, work=work, agreement=agreement), profiled=function)
+    timing = measure(function, bench.device, min(effort.calls, 20), pause=PAUSE)
+    row.add(Variant(f"{name}, {PACED}", timing, work=work, agreement=agreement))
 
 
 def observation_of(bench: Bench) -> Any:
@@ -229,5 +243,5 @@ def parts(bench: Bench, policy: ActionPolicy, observation: Any, effort: Effort) 
         "hidden_states": lambda: policy._future_states(condition, noise, None),
         "context_and_steps": lambda: sampler(hidden, tau, proprio, action_noise),
     }
-    calls = min(effort.calls, 50)
+    calls = min(effort.calls, 20)
     return {name: round(measure(function, bench.device, calls, 2, 20.0).p50_ms, 4) for name, function in functions.items()}

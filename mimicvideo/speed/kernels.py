@@ -28,7 +28,7 @@ def category(kernel: str) -> str:
     return next((name for name, pattern in CATEGORIES.items() if re.search(pattern, kernel, re.IGNORECASE)), "other")
 
 
-def profile_calls(function: Callable[[], Any], device: torch.device, calls: int = 3, longest: int = 12) -> dict[str, Any]:
+def profile_calls(function: Callable[[], Any], device: torch.device, calls: int = 3, longest: int = 25) -> dict[str, Any]:
     """Milliseconds a call by category, with their shares and launches, and the `longest` kernels."""
     on_gpu = device.type == "cuda"
     function()

@@ -1,6 +1,7 @@
 """How long a call takes and how much memory it needs: warm-up, percentiles, a budget of time."""
 
 import gc
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,7 +31,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall times of single calls, each waited for; milliseconds.
+    """Times of single calls in milliseconds: wall times, each waited for, unless they were `queued` (see `measure`).
 
     Attributes:
         first_ms: The first call, with whatever it compiles, captures and loads.
@@ -68,11 +69,18 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def measure(
-    function: Callable[[], Any], device: torch.device, calls: int, warm_up: int = 3, seconds: float = 200.0, pause: float = 0.0
+    function: Callable[[], Any],
+    device: torch.device,
+    calls: int,
+    warm_up: int = 3,
+    seconds: float = 200.0,
+    pause: float = 0.0,
+    queued: bool = False,
 ) -> Timing:
     """Times `calls` calls of `function`, or as many as fit into `seconds` (three at least), after a first and `warm_up` more.
 
     Before each there is a `pause` in seconds: without one a large GPU soon runs at its power limit, below its highest clock.
+    With `queued` none is waited for, as steps of training are not: a call's time is that between the ends of two on the GPU.
     """
     first = timed(function, device)
     for _ in range(warm_up):
@@ -80,15 +88,31 @@ def measure(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    times: list[float] = []
-    while len(times) < calls and (len(times) < 3 or sum(times) < 1000 * seconds):
-        time.sleep(pause)
-        times.append(timed(function, device))
+    if queued and device.type == "cuda":
+        times = _queued(function, calls, seconds)
+    else:
+        times = []
+        while len(times) < calls and (len(times) < 3 or sum(times) < 1000 * seconds):
+            time.sleep(pause)
+            times.append(timed(function, device))
     peak = reserved = None
     if device.type == "cuda":
         peak, reserved = torch.cuda.max_memory_allocated(device) / 2**30, torch.cuda.memory_reserved(device) / 2**30
     p50, p99 = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
     return Timing(first, p50, p99, sum(times) / len(times), len(times), peak, reserved)
+
+
+def _queued(function: Callable[[], Any], calls: int, seconds: float) -> list[float]:
+    """Milliseconds between the ends of calls that follow one another on the GPU."""
+    ends = [torch.cuda.Event(enable_timing=True)]
+    ends[0].record()
+    started = time.perf_counter()
+    while len(ends) <= calls and (len(ends) < 4 or time.perf_counter() - started < seconds):
+        function()
+        ends.append(torch.cuda.Event(enable_timing=True))
+        ends[-1].record()
+    torch.cuda.synchronize()
+    return [first.elapsed_time(second) for first, second in itertools.pairwise(ends)]
 
 
 def free(device: torch.device, compiled: bool = True) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mimicvideo import flash4
 from mimicvideo.action.acting import Acting
 from mimicvideo.action.dit import DiTDecoder
 from mimicvideo.action.future import NoiseFuture
@@ -14,6 +15,7 @@ from mimicvideo.action.policy import ActionPolicy
 from mimicvideo.execution import Execution
 from mimicvideo.noise import LogNormalSigma, Uniform
 from mimicvideo.speed.flops import Clip
+from mimicvideo.video import fp8_attention
 from mimicvideo.video.adaptation import Adaptation
 from mimicvideo.video.backbone import VideoCondition
 from mimicvideo.video.checkpointing import Checkpointing
@@ -126,8 +128,27 @@ class Bench:
     compile: bool = True
 
     def execution(self, **options: Any) -> Execution:
-        """Ours, compiled or not as this bench says."""
-        return Execution(compile="default" if self.compile else None, **options)
+        """Ours, compiled or not as this bench says, with the fastest attention that there is."""
+        return Execution(compile="default" if self.compile else None, **{"attention": self.attention, **options})
+
+    @property
+    def attention(self) -> Literal["torch", "flash4"]:
+        """FlashAttention-4 where it is installed, has kernels for the GPU, and numbers have 16 bits."""
+        return "flash4" if self.dtype == "bfloat16" and flash4.available(self.device) else "torch"
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the device multiplies FP8 matrices."""
+        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 9)
+
+    @property
+    def fp8_attention(self) -> bool:
+        """Whether it has attention in FP8, and what that needs is installed."""
+        try:
+            fp8_attention.check(self.device)
+        except RuntimeError:
+            return False
+        return True
 
     def acting(self, **options: Any) -> Acting:
         """The same for the decoder."""

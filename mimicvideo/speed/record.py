@@ -60,7 +60,7 @@ class Row:
     Attributes:
         name: Of the row, and of its file.
         work: In words.
-        goal_ms, accept_ms: For the last way, at the true size on one H200; None where the goal is a rate.
+        goal_ms, accept_ms: For ours, at the true size on one H200; None where the goal is a rate.
         variants: The plain way first.
         notes: What else the file should say.
         profiled: What `--profile` runs, if the latest way offers it.
@@ -81,11 +81,6 @@ class Row:
         self.variants.append(variant)
         self.profiled = profiled
         self.save(self)
-
-    @property
-    def fastest(self) -> bool:
-        """Whether the latest way is the fastest so far."""
-        return self.variants[-1].timing.p50_ms == min(variant.timing.p50_ms for variant in self.variants)
 
     def record(self, ceilings: Ceilings) -> dict[str, Any]:
         goals = {} if self.goal_ms is None else {"goal_ms": self.goal_ms, "accept_ms": self.accept_ms}
@@ -152,12 +147,13 @@ def show(record: dict[str, Any]) -> None:
         "goal_ms",
         "accept_ms",
         "variants",
-        "profile",
+        "profiles",
         "surroundings",
         "ceilings",
         "size",
         "dtype",
         "compile",
+        "attention",
         "effort",
         "complete",
     }

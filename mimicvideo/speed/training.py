@@ -50,8 +50,15 @@ def lora_step(bench: Bench, effort: Effort, save: Save) -> Row:
         return 100 * finetune.velocity_errors(latents, prompt, finetune.noise.sample(1, draws), draws).mean()
 
     settings: list[tuple[str, Execution | None, Checkpointing]] = [("diffusers, eager, full checkpointing", None, True)]
-    settings += [("ours, no checkpointing", bench.execution(), False), ("ours, selective", bench.execution(), "selective")]
-    settings += [("ours, every 2nd block", bench.execution(), 2), ("ours, full checkpointing", bench.execution(), True)]
+    settings += [("ours, no checkpointing", bench.execution(), False)]
+    if bench.fp8:
+        fp8 = bench.execution(fp8="row", fp8_training=True)
+        settings += [("ours, no checkpointing, FP8 products under the LoRA", fp8, False)]
+    settings += [
+        ("ours, selective", bench.execution(), "selective"),
+        ("ours, every 2nd block", bench.execution(), 2),
+        ("ours, full checkpointing", bench.execution(), True),
+    ]
     reference: list[Tensor] = []
     for name, execution, checkpointing in settings[: 1 + effort.ways]:
         free(bench.device)
@@ -76,12 +83,12 @@ def lora_step(bench: Bench, effort: Effort, save: Save) -> Row:
             reference = reference or gradients
             optimizer.zero_grad()
             calls = effort.reference_calls if execution is None else min(effort.calls, 50)
-            timing = replace(measure(step, bench.device, calls, effort.warm_up, effort.seconds / 4), first_ms=first)
+            timing = replace(measure(step, bench.device, calls, effort.warm_up, effort.seconds / 4, queued=True), first_ms=first)
         except torch.OutOfMemoryError as error:
             row.notes[name] = f"out of memory: {error}"
             optimizer.zero_grad()
             continue
-        row.add(Variant(name, timing, work, agreement), profiled=step)
+        row.add(Variant(name, timing, work, agreement), profiled=None if execution is None else step)
     row.notes["agreement"] = "of all gradients at the same weights, as one vector"
     return row
 
@@ -118,9 +125,8 @@ def decoder_training(bench: Bench, effort: Effort, save: Save) -> Row:
         loss = step.loss(7)
         synchronize(bench.device)
         forward = 1000 * (time.perf_counter() - started)  # what it compiled is part of the first step's time
-        timing = measure(
-            step, bench.device, min(effort.calls, 50 if execution else effort.reference_calls), effort.warm_up, effort.seconds / 4
-        )
+        calls = min(effort.calls, 50 if execution else effort.reference_calls)
+        timing = measure(step, bench.device, calls, effort.warm_up, effort.seconds / 4, queued=True)
         timing = replace(timing, first_ms=timing.first_ms + forward)
         rates = {"samples_per_s": 1000 * BATCH / timing.p50_ms, "draws_per_s": 1000 * BATCH * draws / timing.p50_ms}
         plain = plain or rates
@@ -129,7 +135,7 @@ def decoder_training(bench: Bench, effort: Effort, save: Save) -> Row:
         agreement = difference(loss, reference) if reference is not None and draws == 1 else None
         reference = loss if reference is None else reference
         extra = {key: round(value, 3) for key, value in {**rates, **over}.items()}
-        row.add(Variant(name, timing, (video + work) * BATCH, agreement, extra), profiled=step)
+        row.add(Variant(name, timing, (video + work) * BATCH, agreement, extra), profiled=None if execution is None else step)
     row.notes["agreement"] = "of the losses of one batch with the same draws"
     free(bench.device)
     clip_video = bench.video(size.observed + size.future)

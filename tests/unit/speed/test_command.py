@@ -51,7 +51,7 @@ def test_every_row_is_measured_and_recorded(row: str, tmp_path: Path, capsys) ->
 def test_a_profile_and_learning_curves_are_recorded_on_demand(tmp_path: Path) -> None:
     found = measured("decoder_training", tmp_path, "--profile", "--curve-seconds", "0.4", "--ways", "1")
     assert len(found["variants"]) == 2
-    assert found["profile"]["busy_ms"] > 0 and "matrix product" in found["profile"]["categories"]
+    assert found["profiles"]["ours, exact"]["busy_ms"] > 0 and "matrix product" in found["profiles"]["ours, exact"]["categories"]
     exact, reuse = found["curves"]["exact"], found["curves"]["reuse"]
     assert exact[0]["validation_loss"] == pytest.approx(reuse[0]["validation_loss"], rel=1e-5)  # the same start, the same validation
     for curve in (exact, reuse):
