@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from mimicvideo import flash4
 from mimicvideo.execution import attention_kernels
 from mimicvideo.speed.flops import Work
 from mimicvideo.speed.measure import measure
+from mimicvideo.video import flash4
 
 CALLS = 20
 

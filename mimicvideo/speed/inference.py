@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor
 
 from mimicvideo.action.acting import Acting
@@ -17,7 +16,7 @@ from mimicvideo.speed.measure import Effort, difference, free, measure
 from mimicvideo.speed.models import PROMPT, Bench
 from mimicvideo.speed.record import Row, Save, Variant
 from mimicvideo.video.adaptation import Frozen
-from mimicvideo.video.random_weights import RandomCosmos
+from mimicvideo.video.random_weights import RandomCosmos, plain_attention
 
 TAU = 80 / 81  # the paper's level when acting
 PACED, PAUSE = "half a second apart", 0.5  # as a robot asks, while it carries out the chunk before
@@ -47,7 +46,7 @@ def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
             references["diffusers, blocks compiled, cuDNN's attention"] = "_native_cudnn"
         for name, kernels in references.items() if bench.compile else ():
             free(bench.device)
-            with compiled_blocks(backbone), attention_backend(kernels):
+            with compiled_blocks(backbone), plain_attention(kernels):
                 timing = measure(plain, bench.device, effort.reference_calls, 1, effort.seconds)
                 row.add(Variant(name, timing, work=work, agreement=difference(plain(), reference)))
         for name, execution in ours_and_fp8(bench)[: effort.ways]:

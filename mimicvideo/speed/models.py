@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mimicvideo import flash4
 from mimicvideo.action.acting import Acting
 from mimicvideo.action.dit import DiTDecoder
 from mimicvideo.action.future import NoiseFuture
@@ -15,7 +14,7 @@ from mimicvideo.action.policy import ActionPolicy
 from mimicvideo.execution import Execution
 from mimicvideo.noise import LogNormalSigma, Uniform
 from mimicvideo.speed.flops import Clip
-from mimicvideo.video import fp8_attention
+from mimicvideo.video import flash4, fp8_attention
 from mimicvideo.video.adaptation import Adaptation
 from mimicvideo.video.backbone import VideoCondition
 from mimicvideo.video.checkpointing import Checkpointing

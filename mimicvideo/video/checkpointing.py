@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from mimicvideo import flash4
+from mimicvideo.video import flash4
 
 Checkpointing = bool | int | Literal["selective"]
 

@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from mimicvideo import flash4
 from mimicvideo.execution import CudaGraphs, Execution, Fingerprint, Weights, attention_kernels, fingerprint, lasting, places
+from mimicvideo.video import flash4, fp8_attention
 from mimicvideo.video import fp8 as fp8_products
-from mimicvideo.video import fp8_attention
 from mimicvideo.video.checkpointing import Checkpointing, block_runner
 
 # What FP8 leaves alone: AdaLN sees one row per frame, on which all tokens depend; the text's keys and values are computed once.

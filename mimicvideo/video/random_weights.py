@@ -3,11 +3,13 @@
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
 from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
+from diffusers.models.attention_dispatch import attention_backend
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -126,3 +128,8 @@ class _RandomPrompts(nn.Module):
     def _embedding(self, prompt: str) -> Tensor:
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7], "little")
         return torch.randn(self.prompt_tokens, self.prompt_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_attention(kernels: str) -> AbstractContextManager:
+    """Within it diffusers' own pass takes these `kernels` for attention: `native`, torch's choice, or `_native_cudnn`."""
+    return cast(AbstractContextManager, attention_backend(kernels))

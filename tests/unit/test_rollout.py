@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -255,4 +256,4 @@ def test_how_it_runs_may_be_chosen_and_is_recorded(tmp_path: Path, policy: Any) 
     run(tmp_path, episodes=1, acting=acting, execution=execution)
     assert asked == [acting, execution]
     again = yaml.safe_load((tmp_path / "run" / "rollout.yaml").read_text())
-    assert again["acting"]["future_latents"] == 0 and again["execution"] == {"compile": None, "cuda_graphs": True, "fp8": None}
+    assert again["acting"]["future_latents"] == 0 and again["execution"] == asdict(execution)

@@ -8,10 +8,9 @@ import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
 
-from mimicvideo import flash4
 from mimicvideo.execution import Execution
+from mimicvideo.video import flash4, fp8_attention
 from mimicvideo.video import fp8 as fp8_products
-from mimicvideo.video import fp8_attention
 from mimicvideo.video.adaptation import Frozen, Full, Lora
 from mimicvideo.video.backbone import VideoCondition
 from mimicvideo.video.cosmos_predict import CosmosPredict

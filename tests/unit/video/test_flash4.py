@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from mimicvideo import flash4
+from mimicvideo.video import flash4
 
 
 def softmax(q, k):
