@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
@@ -65,6 +66,11 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 def attention_kernels(device: torch.device, order: tuple[SDPBackend, ...] = MANY_QUERIES) -> AbstractContextManager:
     """Within it `scaled_dot_product_attention` takes the first of `order` that fits dtype, head size and mask; off GPU it is as ever."""
     return sdpa_kernel(list(order), set_priority=True) if device.type == "cuda" else nullcontext()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's own attention for (batch, tokens, heads, head_dim), in the queries' dtype whatever autocast makes of it."""
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).to(q.dtype)
 
 
 class Weights:

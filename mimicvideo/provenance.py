@@ -11,8 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("mimicvideo", "torch", "lightning", "diffusers", "transformers", "peft", "numpy", "metaworld", "mujoco", "av")
-PACKAGES += ("flash-attn-4", "nvidia-cudnn-frontend")
+PACKAGES = (
+    *("mimicvideo", "torch", "lightning", "diffusers", "transformers", "peft", "numpy", "metaworld", "mujoco", "av"),
+    *("flash-attn-4", "nvidia-cudnn-frontend"),
+)
 
 
 def command_line() -> str:

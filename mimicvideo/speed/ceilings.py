@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from mimicvideo.execution import attention_kernels
+from mimicvideo.execution import attend, attention_kernels
 from mimicvideo.speed.flops import Work
 from mimicvideo.speed.measure import measure
 from mimicvideo.video import flash4
+from mimicvideo.video.extras import passes
+from mimicvideo.video.fp8 import check_hardware
 
 CALLS = 20
 
@@ -67,7 +68,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, side: int, tokens
 
     a, b = random(side, side), random(side, side)
     products, fp8 = rate(2 * side**3, lambda: a @ b), None
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
+    if passes(check_hardware, device):
         low_a, low_b, ones = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t(), torch.ones(side, 1, device=device)
         fp8 = rate(
             2 * side**3,
@@ -80,17 +81,17 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, side: int, tokens
 
     def by_torch() -> torch.Tensor:
         with attention_kernels(device):
-            return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+            return attend(q, k, v)
 
-    def rates(attend: Callable[[], torch.Tensor]) -> tuple[float, float]:
-        output = attend()
+    def rates(function: Callable[[], torch.Tensor]) -> tuple[float, float]:
+        output = function()
         gradient = torch.randn_like(output)
         backward = rate(2.5 * operations, lambda: torch.autograd.grad(output, (q, k, v), gradient, retain_graph=True))
         with torch.no_grad():
-            return rate(operations, attend), backward
+            return rate(operations, function), backward
 
     found = [rates(by_torch)]
-    if dtype == torch.bfloat16 and flash4.available(device):
+    if dtype == torch.bfloat16 and passes(flash4.check, device):
         found.append(rates(lambda: flash4.attention(q, k, v)))
     forward, backward = (max(each) for each in zip(*found, strict=True))
     return Ceilings(products, forward, backward, memory, fp8)

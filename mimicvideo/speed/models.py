@@ -14,10 +14,11 @@ from mimicvideo.action.policy import ActionPolicy
 from mimicvideo.execution import Execution
 from mimicvideo.noise import LogNormalSigma, Uniform
 from mimicvideo.speed.flops import Clip
-from mimicvideo.video import flash4, fp8_attention
+from mimicvideo.video import flash4, fp8, fp8_attention
 from mimicvideo.video.adaptation import Adaptation
 from mimicvideo.video.backbone import VideoCondition
 from mimicvideo.video.checkpointing import Checkpointing
+from mimicvideo.video.extras import passes
 from mimicvideo.video.random_weights import RandomCosmos
 from mimicvideo.video.sizes import ARCHITECTURES
 
@@ -133,21 +134,17 @@ class Bench:
     @property
     def attention(self) -> Literal["torch", "flash4"]:
         """FlashAttention-4 where it is installed, has kernels for the GPU, and numbers have 16 bits."""
-        return "flash4" if self.dtype == "bfloat16" and flash4.available(self.device) else "torch"
+        return "flash4" if self.dtype == "bfloat16" and passes(flash4.check, self.device) else "torch"
 
     @property
     def fp8(self) -> bool:
         """Whether the device multiplies FP8 matrices."""
-        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 9)
+        return passes(fp8.check_hardware, self.device)
 
     @property
     def fp8_attention(self) -> bool:
         """Whether it has attention in FP8, and what that needs is installed."""
-        try:
-            fp8_attention.check(self.device)
-        except RuntimeError:
-            return False
-        return True
+        return passes(fp8_attention.check, self.device)
 
     def acting(self, **options: Any) -> Acting:
         """The same for the decoder."""

@@ -16,8 +16,7 @@ Checkpointing = bool | int | Literal["selective"]
 _ATTENTION = [
     getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
     for kernel in ("cudnn_attention", "flash_attention", "efficient_attention", "flash_attention_for_cpu")
-]
-_ATTENTION += [flash4.KERNEL]
+] + [flash4.KERNEL]
 
 
 def check_checkpointing(value: Checkpointing) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from mimicvideo.execution import CudaGraphs, Execution, Fingerprint, Weights, attention_kernels, fingerprint, lasting, places
+from mimicvideo.execution import CudaGraphs, Execution, Fingerprint, Weights, attend, attention_kernels, fingerprint, lasting, places
 from mimicvideo.video import flash4, fp8_attention
 from mimicvideo.video import fp8 as fp8_products
 from mimicvideo.video.checkpointing import Checkpointing, block_runner
@@ -77,23 +77,24 @@ class FastTransformer:
         depth = len(self.transformer.transformer_blocks) if blocks is None else max(blocks) + 1
         weights = self._weights()
         training = torch.is_grad_enabled() or any(weight.requires_grad for weight in weights)
-        counted = weights if not training else [weight for weight in weights if not weight.requires_grad] * self.execution.fp8_training
-        version = fingerprint(counted)  # of what is computed once from them; the rest of a training pass starts from the weights
-        attend = self._attention(latents.device, training)
+        version: Fingerprint = ()  # of the weights from which something is computed once
+        if not training:
+            version = fingerprint(weights)
+        elif self.execution.fp8_training:
+            version = fingerprint(weight for weight in weights if not weight.requires_grad)
+        kernels = self._attention(latents.device, training)
         wanted = None if blocks is None else tuple(sorted(set(blocks)))
-        network = self._network(version, training)[:depth]
+        network = self._network(version, training)
 
         def forward(*tensors: Tensor) -> Any:
-            return self._forward(cast(nn.ModuleList, network), *tensors, wanted=wanted, attend=attend, training=training)
+            return self._forward(network, *tensors, depth=depth, wanted=wanted, kernels=kernels, training=training)
 
         with attention_kernels(latents.device):
             prompt = inputs["encoder_hidden_states"]
             text = prompt if training else self._kept_text_of(prompt, depth, version)
             tensors = latents, levels, mask, text, *self._rotary_of(latents)
-            if training:
+            if training or not self.execution.cuda_graphs:
                 return within(self.transformer, forward, *tensors)
-            if not self.execution.cuda_graphs:
-                return forward(*tensors)
             key = wanted, torch.is_autocast_enabled(latents.device.type), places(version)
             return self.graphs(key if self._fp8 is None else (*key, self._fp8[0]), forward, *tensors)
 
@@ -112,8 +113,9 @@ class FastTransformer:
         text: Float[Tensor, "depth 2 batch prompt_tokens heads head_dim"] | Float[Tensor, "batch prompt_tokens prompt_dim"],
         cos: Float[Tensor, "tokens 1 head_dim"],
         sin: Float[Tensor, "tokens 1 head_dim"],
+        depth: int,
         wanted: tuple[int, ...] | None,
-        attend: Attend,
+        kernels: Attend,
         training: bool,
     ) -> Any:
         """The whole pass. `text` holds every block's keys and values, or in training the prompt, of which each block makes its own."""
@@ -128,14 +130,11 @@ class FastTransformer:
 
         def run(index: int, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor) -> Tensor:
             block, runner = network[index], block_runner(self.checkpointing, index)
-            return self._run(runner, attend, block, x, embedding, shared, _keys_and_values(block, text) if training else text, cos, sin)
+            return self._run(runner, kernels, block, x, embedding, shared, _keys_and_values(block, text) if training else text, cos, sin)
 
         states: dict[int, Tensor] = {}
-        for index, block in enumerate(network):
-            if training:
-                x = within(block, partial(run, index), x, embedding, shared, text)
-            else:
-                x = run(index, x, embedding, shared, text[index])
+        for index in range(depth):
+            x = within(network[index], partial(run, index), x, embedding, shared, text if training else text[index])
             if wanted is not None and index in wanted:
                 states[index] = x.flatten(1, 2)
         if wanted is not None:
@@ -220,14 +219,14 @@ def within(module: nn.Module, function: Callable[..., Any], *tensors: Tensor) ->
         del module.forward
 
 
-def run_block(runner: Callable[..., Any], attend: Attend, block: Any, *inputs: Tensor) -> Tensor:
+def run_block(runner: Callable[..., Any], kernels: Attend, block: Any, *inputs: Tensor) -> Tensor:
     """One block through its checkpointing; what is compiled, since selective checkpointing must be seen by the compiler."""
 
     def forward(*tensors: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # the choice of kernels, made outside, becomes part of what is compiled
-            return block_forward(block, attend, *tensors)
+            return block_forward(block, kernels, *tensors)
         with attention_kernels(tensors[0].device):  # here too: a checkpoint runs again when all outside is long left
-            return block_forward(block, attend, *tensors)
+            return block_forward(block, kernels, *tensors)
 
     return runner(forward, *inputs)
 
@@ -235,12 +234,12 @@ def run_block(runner: Callable[..., Any], attend: Attend, block: Any, *inputs: T
 # Plain annotations from here on: what is compiled cannot be checked at run time.
 
 
-def block_forward(block: Any, attend: Any, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def block_forward(block: Any, kernels: Any, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x <- x + gate * sublayer(LN(x) * (1 + scale) + shift) for self-attention, attention to the text, and MLP.
 
     Args:
         block: `CosmosTransformerBlock`.
-        attend: What self-attention runs on.
+        kernels: What self-attention runs on.
         x: (batch, frames, positions, width).
         embedding: Of the frames' noise levels, (batch, frames, width).
         shared: The part of the modulation that all blocks share, (batch, frames, 3 width).
@@ -249,7 +248,7 @@ def block_forward(block: Any, attend: Any, x: Tensor, embedding: Tensor, shared:
         sin: The same.
     """
     shift, scale, gate = _modulation(block.norm1, embedding, shared)
-    x = x + gate * _self_attention(block.attn1, block.norm1.norm(x) * (1 + scale) + shift, cos, sin, attend)
+    x = x + gate * _self_attention(block.attn1, block.norm1.norm(x) * (1 + scale) + shift, cos, sin, kernels)
     shift, scale, gate = _modulation(block.norm2, embedding, shared)
     x = x + gate * _text_attention(block.attn2, block.norm2.norm(x) * (1 + scale) + shift, text)
     shift, scale, gate = _modulation(block.norm3, embedding, shared)
@@ -262,22 +261,22 @@ def _modulation(norm: Any, embedding: Tensor, shared: Tensor) -> tuple[Tensor, .
     return own[:, :, None].chunk(3, dim=-1)
 
 
-def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, attend: Any) -> Tensor:
+def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, kernels: Any) -> Tensor:
     heads = (attention.heads, -1)
     tokens = x.flatten(1, 2)
     q, k, v = (layer(tokens).unflatten(2, heads) for layer in (attention.to_q, attention.to_k, attention.to_v))
     q, k = _rotate(attention.norm_q(q), cos, sin), _rotate(attention.norm_k(k), cos, sin)
-    return _projected(attention, attend(attention, q, k, v)).view_as(x)
+    return _projected(attention, kernels(attention, q, k, v)).view_as(x)
 
 
 def _text_attention(attention: Any, x: Tensor, text: Tensor) -> Tensor:
     q = attention.norm_q(attention.to_q(x.flatten(1, 2)).unflatten(2, (attention.heads, -1)))
     keys, values = text.unbind()
-    return _projected(attention, _by_torch(attention, q, keys, values)).view_as(x)
+    return _projected(attention, attend(q, keys, values)).view_as(x)
 
 
 def _by_torch(_attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).to(q.dtype)
+    return attend(q, k, v)
 
 
 def _by_flash4(_attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -70,11 +70,11 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.back is not None and torch.is_grad_enabled():
             return _Product.apply(x, *self.forth, *self.back, self.bias, self.scaling)
-        return _product(x, quantize(x.flatten(0, -2), self.scaling), self.forth, self.bias)
+        return _product(x, quantize, self.scaling, self.forth, self.bias)
 
     def of_gelu(self, x: Tensor) -> Tensor:
         """The layer's output for gelu(x), in passes without gradients."""
-        return _product(x, quantize_gelu(x.flatten(0, -2), self.scaling), self.forth, self.bias)
+        return _product(x, quantize_gelu, self.scaling, self.forth, self.bias)
 
 
 def _factor(weight: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
@@ -83,8 +83,9 @@ def _factor(weight: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
     return rounded.t(), scale.t() if scaling == "row" else scale
 
 
-def _product(x: Tensor, rows: tuple[Tensor, Tensor], factor: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-    y = torch._scaled_mm(rows[0], factor[0], rows[1], factor[1], bias, out_dtype=torch.bfloat16, use_fast_accum=True)
+def _product(x: Tensor, rounding: Any, scaling: Scaling, factor: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+    rows, scale = rounding(x.flatten(0, -2), scaling)
+    y = torch._scaled_mm(rows, factor[0], scale, factor[1], bias, out_dtype=torch.bfloat16, use_fast_accum=True)
     device = x.device.type
     return y.unflatten(0, x.shape[:-1]).to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
 
@@ -97,11 +98,11 @@ class _Product(torch.autograd.Function):
         forth, forth_scale, back, back_scale, bias, scaling = rest
         ctx.save_for_backward(back, back_scale)
         ctx.scaling, ctx.dtype = scaling, x.dtype
-        return _product(x, quantize(x.flatten(0, -2), scaling), (forth, forth_scale), bias)
+        return _product(x, quantize, scaling, (forth, forth_scale), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        dx = _product(gradient, quantize(gradient.flatten(0, -2), ctx.scaling), ctx.saved_tensors, None)
+        dx = _product(gradient, quantize, ctx.scaling, ctx.saved_tensors, None)
         return dx.to(ctx.dtype), *([None] * 6)
 
 

@@ -45,6 +45,21 @@ def build(trio: Path) -> Callable[..., CosmosPredict]:
     return build
 
 
+@pytest.fixture
+def scaled_mm(monkeypatch) -> list[tuple[torch.Size, torch.Size]]:
+    """`torch._scaled_mm`, which is NVIDIA's, by its definition in float64; it must be called as that says. The shapes of all scales."""
+    scales = []
+
+    def product(a, b, scale_a, scale_b, bias, out_dtype, use_fast_accum):
+        assert a.dtype == b.dtype == torch.float8_e4m3fn and a.is_contiguous() and b.t().is_contiguous()
+        scales.append((scale_a.shape, scale_b.shape))
+        y = (a.double() * scale_a) @ (b.double() * scale_b)
+        return (y if bias is None else y + bias.double()).to(out_dtype)
+
+    monkeypatch.setattr(torch, "_scaled_mm", product)
+    return scales
+
+
 @pytest.fixture(scope="session")
 def frozen(trio: Path) -> CosmosPredict:
     """A frozen backbone, not to be changed."""

@@ -29,6 +29,31 @@ def pair(build, adaptation=None, dtype=torch.float32, **options) -> tuple[Cosmos
     return models[0], models[1]
 
 
+def lora_gradients(build, inputs, perturb, execution, rank: int, checkpointing, device: str) -> list[torch.Tensor]:
+    """All gradients as one vector, of the plain model and of the fast one, which have the same weights with gradients."""
+    gradients = []
+    for way in (None, execution):
+        torch.manual_seed(0)
+        adaptation = Lora(rank=rank, alpha=rank)
+        backbone = build(adaptation, dtype="bfloat16", gradient_checkpointing=checkpointing, execution=way).to(device)
+        perturb(backbone)
+        noisy, tau, condition = inputs(backbone).all()
+        backbone.velocity(noisy.to(device), tau.to(device), condition).square().mean().backward()
+        gradients.append({name: weight.grad for name, weight in backbone.named_parameters() if weight.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    return [torch.cat([gradient.flatten() for gradient in each.values()]) for each in gradients]
+
+
+def velocities_on_gpu(build, inputs, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """The plain model's and the fast one's, executed as the options say."""
+    plain = build(dtype="bfloat16").cuda()
+    fast = build(dtype="bfloat16", execution=Execution(compile=None, **options)).cuda()
+    sample = inputs(plain)
+    arguments = sample.noisy.cuda(), sample.tau.cuda(), sample.condition
+    with torch.no_grad():
+        return plain.velocity(*arguments), fast.velocity(*arguments)
+
+
 @contextmanager
 def counted(*modules: torch.nn.Module):
     """The shapes of everything that enters them."""
@@ -320,14 +345,8 @@ def test_fp8_is_refused_where_there_is_none(build, inputs) -> None:
 
 
 @pytest.fixture
-def emulated(monkeypatch) -> None:
-    """FP8 products by their definition, on the CPU."""
-
-    def scaled_mm(a, b, scale_a, scale_b, bias, out_dtype, use_fast_accum):
-        y = (a.double() * scale_a) @ (b.double() * scale_b)
-        return (y if bias is None else y + bias.double()).to(out_dtype)
-
-    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+def emulated(monkeypatch, scaled_mm) -> None:
+    """FP8 products on the CPU."""
     monkeypatch.setattr(fp8_products, "check_hardware", lambda device: None)
 
 
@@ -336,16 +355,7 @@ FP8_TRAINING = Execution(compile=None, fp8="row", fp8_training=True)
 
 @pytest.mark.parametrize("checkpointing", [False, True, "selective"])
 def test_fp8_under_lora_trains_with_nearly_the_same_gradients(build, inputs, perturb, emulated, checkpointing) -> None:
-    gradients = []
-    for execution in (None, FP8_TRAINING):
-        torch.manual_seed(0)
-        backbone = build(Lora(rank=16, alpha=16), dtype="bfloat16", gradient_checkpointing=checkpointing, execution=execution)
-        perturb(backbone)
-        noisy, tau, condition = inputs(backbone).all()
-        backbone.velocity(noisy, tau, condition).square().mean().backward()
-        gradients.append({name: weight.grad for name, weight in backbone.named_parameters() if weight.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    plain, eight = (torch.cat([gradient.flatten() for gradient in each.values()]) for each in gradients)
+    plain, eight = lora_gradients(build, inputs, perturb, FP8_TRAINING, 16, checkpointing, "cpu")
     assert 1e-3 < (eight - plain).norm() / plain.norm() < 0.2
 
 
@@ -402,27 +412,14 @@ def test_on_a_gpu_passes_are_the_plain_ones_again_and_again(build, inputs, graph
 @pytest.mark.gpu
 @pytest.mark.parametrize("checkpointing", [False, True, "selective", 2])
 def test_on_a_gpu_gradients_are_the_plain_ones(build, inputs, perturb, checkpointing) -> None:
-    gradients = []
-    for execution in (None, EAGER):
-        torch.manual_seed(0)
-        adaptation = Lora(rank=2, alpha=2)
-        backbone = build(adaptation, dtype="bfloat16", gradient_checkpointing=checkpointing, execution=execution).cuda()
-        perturb(backbone)
-        noisy, tau, condition = inputs(backbone).all()
-        backbone.velocity(noisy.cuda(), tau.cuda(), condition).square().mean().backward()
-        gradients.append(torch.cat([weight.grad.flatten() for weight in backbone.parameters() if weight.grad is not None]))
-    assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
+    plain, fast = lora_gradients(build, inputs, perturb, EAGER, 2, checkpointing, "cuda")
+    assert (fast - plain).norm() < 0.05 * plain.norm()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("scaling", ["row", "tensor"])
 def test_on_a_gpu_fp8_is_near(build, inputs, scaling) -> None:
-    plain = build(dtype="bfloat16").cuda()
-    fast = build(dtype="bfloat16", execution=Execution(compile=None, fp8=scaling)).cuda()
-    sample = inputs(plain)
-    arguments = sample.noisy.cuda(), sample.tau.cuda(), sample.condition
-    with torch.no_grad():
-        expected, velocity = plain.velocity(*arguments), fast.velocity(*arguments)
+    expected, velocity = velocities_on_gpu(build, inputs, fp8=scaling)
     assert 1e-4 < (velocity - expected).norm() / expected.norm() < 0.15
 
 
@@ -434,24 +431,12 @@ def test_on_a_gpu_other_attention_is_near(build, inputs, attention) -> None:
         check(torch.device("cuda", 0))
     except RuntimeError as error:
         pytest.skip(str(error))
-    plain = build(dtype="bfloat16").cuda()
-    fast = build(dtype="bfloat16", execution=Execution(compile=None, attention=attention)).cuda()
-    sample = inputs(plain)
-    arguments = sample.noisy.cuda(), sample.tau.cuda(), sample.condition
-    with torch.no_grad():
-        expected, velocity = plain.velocity(*arguments), fast.velocity(*arguments)
+    expected, velocity = velocities_on_gpu(build, inputs, attention=attention)
     assert (velocity - expected).norm() < {"flash4": 0.02, "fp8": 0.1}[attention] * expected.norm()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("checkpointing", [False, "selective"])
 def test_on_a_gpu_gradients_through_fp8_products_are_near(build, inputs, perturb, checkpointing) -> None:
-    gradients = []
-    for execution in (None, Execution(compile=None, fp8="row", fp8_training=True)):
-        torch.manual_seed(0)
-        backbone = build(Lora(rank=2, alpha=2), dtype="bfloat16", gradient_checkpointing=checkpointing, execution=execution).cuda()
-        perturb(backbone)
-        noisy, tau, condition = inputs(backbone).all()
-        backbone.velocity(noisy.cuda(), tau.cuda(), condition).square().mean().backward()
-        gradients.append(torch.cat([weight.grad.flatten() for weight in backbone.parameters() if weight.grad is not None]))
-    assert 1e-4 < (gradients[1] - gradients[0]).norm() / gradients[0].norm() < 0.2
+    plain, eight = lora_gradients(build, inputs, perturb, FP8_TRAINING, 2, checkpointing, "cuda")
+    assert 1e-4 < (eight - plain).norm() / plain.norm() < 0.2

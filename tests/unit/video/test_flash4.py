@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mimicvideo.video import flash4
+from mimicvideo.video.extras import passes
 
 
 def softmax(q, k):
@@ -129,7 +130,7 @@ def test_what_is_missing_is_told(monkeypatch, kernels) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [(300, 300), (1000, 130)])
 def test_on_a_gpu_the_kernels_agree_with_float64(tokens) -> None:
-    if not flash4.available(torch.device("cuda")):
+    if not passes(flash4.check, torch.device("cuda")):
         pytest.skip("FlashAttention-4 is not installed, or has no kernels for this GPU")
     queries, keys = tokens
     shapes = (2, queries, 4, 128), (2, keys, 4, 128), (2, keys, 4, 128)
