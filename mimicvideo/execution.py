@@ -1,5 +1,6 @@
 """How networks run, not what they compute: the choice for a video model, the order of attention kernels, and CUDA graphs."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +31,8 @@ class Execution:
         fp8: In passes without gradients, products in 8 bits with a scale for each `row` (token and output channel) or for each
             `tensor`: not exact. None for the weights' own dtype.
         fp8_training: In passes with gradients too, of the layers whose weights are frozen (LoRA's base).
+        merge_lora: While a LoRA trains, multiply by the sum of weights and updates, formed after every step in the products' dtype.
+            In bf16 the sum is rounded up or down by a fixed pattern, an error of the size that other roundings to bf16 have.
     """
 
     compile: Literal["default", "max-autotune-no-cudagraphs"] | None = "default"
@@ -37,6 +40,7 @@ class Execution:
     attention: Literal["torch", "flash4", "fp8"] = "torch"
     fp8: Literal["row", "tensor"] | None = None
     fp8_training: bool = False
+    merge_lora: bool = False
 
     def __post_init__(self) -> None:
         if self.compile not in (None, "default", "max-autotune-no-cudagraphs"):
@@ -47,6 +51,8 @@ class Execution:
             raise ValueError(f"execution.fp8 must be row, tensor or null, got {self.fp8!r}")
         if self.fp8_training and self.fp8 is None:
             raise ValueError("execution.fp8_training is true and execution.fp8 is null: set it to row or tensor")
+        if self.fp8_training and self.merge_lora:
+            raise ValueError("execution.fp8_training and merge_lora are both true, but FP8 cannot hold LoRA's updates: choose one")
 
 
 @contextmanager
@@ -71,6 +77,25 @@ def attention_kernels(device: torch.device, order: tuple[SDPBackend, ...] = MANY
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """torch's own attention for (batch, tokens, heads, head_dim), in the queries' dtype whatever autocast makes of it."""
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).to(q.dtype)
+
+
+def with_parts(module: nn.Module, replacement: Callable[[str, nn.Module], nn.Module], name: str = "") -> nn.Module:
+    """A twin of `module` that shares all of its parts and weights but those for which `replacement` gives others.
+
+    Args:
+        module: It stays as it is, and is returned itself if nothing is replaced.
+        replacement: Of a part by its dotted name, which starts with a dot, and itself; what it returns as it is, is looked into.
+        name: Of `module`.
+    """
+    other = replacement(name, module)
+    if other is not module:
+        return other
+    children = {key: child and with_parts(child, replacement, f"{name}.{key}") for key, child in module._modules.items()}
+    if all(child is module._modules[key] for key, child in children.items()):
+        return module
+    twin = copy.copy(module)
+    twin._modules = children
+    return twin
 
 
 class Weights:

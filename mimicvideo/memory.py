@@ -36,8 +36,8 @@ class Expected:
 
     def table(self) -> list[str]:
         """Lines to print, in GiB."""
-        lines = [f"{name:12} {size / 2**30:>10.2f} GiB" for name, size in self.rows.items() if size]
-        lines.append(f"{'peak':12} {self.peak / 2**30:>10.2f} GiB" + (f" without {self.open}" if self.open else ""))
+        lines = [f"{name:14} {size / 2**30:>10.2f} GiB" for name, size in self.rows.items() if size]
+        lines.append(f"{'peak':14} {self.peak / 2**30:>10.2f} GiB" + (f" without {self.open}" if self.open else ""))
         lines += ["counted without backbone.execution, with which the run may need less"] * self.faster
         return (
             lines + ["counted for one GPU, which holds all weights: --trainer.devices=N says among how many they are divided"] * self.alone
@@ -73,7 +73,7 @@ def expected_memory(config: Mapping[str, Any]) -> Expected | None:
 
 
 def _stage_1(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Expected:
-    from mimicvideo.video.footprint import training_activations, transformer_weights, vae_memory
+    from mimicvideo.video.footprint import merged_weights, training_activations, transformer_weights, vae_memory
 
     precision, adaptation = _precision(backbone, trainer), instantiate_class((), backbone["adaptation"])
     weights = transformer_weights(backbone["pretrained"], adaptation, precision)
@@ -87,6 +87,7 @@ def _stage_1(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
         "average": _average(model, trained, precision.trained),
         "DDP buckets": trained if _is_ddp(trainer) else 0,
         "FP8 copies": _fp8_copies(backbone, training=True),
+        "merged weights": merged_weights(backbone["pretrained"], adaptation, precision) if _execution(backbone).get("merge_lora") else 0,
         # While a block computes, it and the next are whole, and so is what is in no block.
         "unsharded": (2 * weights.block + weights.rest) if sharded else 0,
     }
@@ -148,7 +149,7 @@ def _stage_2(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
 
 
 def _sum(rows: dict[str, int], at_start: int, at_end: int, encoding: int, open: str = "") -> Expected:
-    standing = sum(rows.get(name, 0) for name in ("weights", "optimizer", "average", "DDP buckets", "FP8 copies", "unsharded", "VAE"))
+    standing = sum(size for name, size in rows.items() if name not in ("gradients", "activations"))
     gradients, trained = rows["gradients"], rows["gradients"]
     validating = at_end + (trained if rows["average"] else 0)  # which keeps the trained weights while it uses the average
     return Expected(rows, standing + max(at_start, at_end + gradients, 2 * gradients, validating, encoding), open)
@@ -180,12 +181,16 @@ def _fp8_copies(backbone: Mapping[str, Any], training: bool) -> int:
     """Of the blocks' products, a byte a weight; two for a model that trains, if it does that in FP8, whose gradients take another copy."""
     from mimicvideo.video.sizes import transformer_config
 
-    execution = backbone.get("execution") or {}
-    execution = execution.get("init_args", execution)
+    execution = _execution(backbone)
     copies = 2 * bool(execution.get("fp8_training")) if training else int(execution.get("fp8") is not None)
     config = transformer_config(backbone["pretrained"])
     width = config["num_attention_heads"] * config["attention_head_dim"]
     return int(copies * config["num_layers"] * width**2 * (6 + 2 * config["mlp_ratio"]))
+
+
+def _execution(backbone: Mapping[str, Any]) -> Mapping[str, Any]:
+    execution = backbone.get("execution") or {}
+    return execution.get("init_args", execution)
 
 
 def _strategy(trainer: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from mimicvideo.execution import CudaGraphs, Execution, Fingerprint, Weights, at
 from mimicvideo.video import flash4, fp8_attention
 from mimicvideo.video import fp8 as fp8_products
 from mimicvideo.video.checkpointing import Checkpointing, block_runner
+from mimicvideo.video.merged_lora import MergedBlocks
 
 # What FP8 leaves alone: AdaLN sees one row per frame, on which all tokens depend; the text's keys and values are computed once.
 _EXACT = ("norm1", "norm2", "norm3", "attn2.to_k", "attn2.to_v")
@@ -63,6 +64,7 @@ class FastTransformer:
         self._rotary: OrderedDict[Any, tuple[Tensor, Tensor]] = OrderedDict()
         self._text: OrderedDict[Any, tuple[Tensor, Tensor]] = OrderedDict()
         self._fp8: tuple[Any, nn.ModuleList] | None = None
+        self._merged = MergedBlocks(transformer.transformer_blocks, execution.compile) if execution.merge_lora else None
 
     def velocity(self, inputs: dict[str, Any]) -> Tensor:
         """What the transformer returns for its forward pass's arguments: a timestep for each frame, no frame rate."""
@@ -84,7 +86,7 @@ class FastTransformer:
             version = fingerprint(weight for weight in weights if not weight.requires_grad)
         kernels = self._attention(latents.device, training)
         wanted = None if blocks is None else tuple(sorted(set(blocks)))
-        network = self._network(version, training)
+        network = self._network(version, training, latents.device)
 
         def forward(*tensors: Tensor) -> Any:
             return self._forward(network, *tensors, depth=depth, wanted=wanted, kernels=kernels, training=training)
@@ -103,6 +105,8 @@ class FastTransformer:
         self.graphs.clear()
         self._text.clear()
         self._fp8 = None
+        if self._merged is not None:
+            self._merged.clear()
 
     def _forward(
         self,
@@ -171,14 +175,18 @@ class FastTransformer:
             self._text[key] = prompt, self._text_of(prompt, depth)  # the prompt is kept too, so that its id stays its own
         return _remembered(self._text, key)[1]
 
-    def _network(self, version: Fingerprint, training: bool) -> nn.ModuleList:
-        """The blocks that run: the transformer's, or twins of them whose products are in FP8, made anew when a weight changes."""
+    def _network(self, version: Fingerprint, training: bool, device: torch.device) -> nn.ModuleList:
+        """The blocks that run: the transformer's, or twins of them with merged LoRA layers or products in FP8, which follow the weights."""
         blocks = self.transformer.transformer_blocks
+        if training and self._merged is not None and any(weight.requires_grad for weight in self._weights()):
+            self._check_whole("merge_lora")
+            autocast = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else self.transformer.proj_out.weight.dtype
+            return cast(nn.ModuleList, self._merged(dtype))
         if self.execution.fp8 is None or (training and not self.execution.fp8_training):
             return blocks
         fp8_products.check_hardware(self.transformer.proj_out.weight.device)
-        if isinstance(self.transformer, FSDPModule):
-            raise RuntimeError("execution.fp8_training rounds whole weights, but FSDP divides them: set it to false, or train with DDP")
+        self._check_whole("fp8_training")
         key = version, training
         if self._fp8 is None or self._fp8[0] != key:
             with lasting():
@@ -187,6 +195,10 @@ class FastTransformer:
                 raise RuntimeError("execution.fp8_training multiplies by frozen weights in FP8, but all weights train: set it to false")
             self._fp8 = key, cast(nn.ModuleList, twin)
         return self._fp8[1]
+
+    def _check_whole(self, option: str) -> None:
+        if isinstance(self.transformer, FSDPModule):
+            raise RuntimeError(f"execution.{option} needs whole weights, but FSDP divides them: set it to false, or train with DDP")
 
     def _attention(self, device: torch.device, training: bool) -> Attend:
         """The kernels of self-attention on a device."""
@@ -270,9 +282,12 @@ def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, kernels
 
 
 def _text_attention(attention: Any, x: Tensor, text: Tensor) -> Tensor:
-    q = attention.norm_q(attention.to_q(x.flatten(1, 2)).unflatten(2, (attention.heads, -1)))
-    keys, values = text.unbind()
-    return _projected(attention, attend(q, keys, values)).view_as(x)
+    # Kernels share out heads and keys in the backward pass, too few for a large GPU: as two samples, the queries fill it.
+    tokens = x.shape[1] * x.shape[2]
+    parts = 2 - tokens % 2
+    q = attention.to_q(x.reshape(parts * x.shape[0], tokens // parts, x.shape[3]))
+    keys, values = text.repeat_interleave(parts, dim=1).unbind()
+    return _projected(attention, attend(attention.norm_q(q.unflatten(2, (attention.heads, -1))), keys, values)).view_as(x)
 
 
 def _by_torch(_attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from mimicvideo.peak import peak_of, training_peak, without_data
@@ -87,6 +88,20 @@ def transformer_weights(pretrained: str, adaptation: Adaptation, precision: Prec
         adaptation.apply(CosmosTransformer3DModel.from_config({**config, "num_layers": 1}), text)  # type: ignore[arg-type]
     trained += sum(weight.numel() for weight in text.parameters()) * precision.trained.itemsize
     return Weights(frozen, trained, inside, rest)
+
+
+def merged_weights(pretrained: str, adaptation: Adaptation, precision: Precision) -> int:
+    """Bytes of what `execution.merge_lora` keeps: the blocks' weights with LoRA's updates, and a copy of these, in the products' dtype."""
+    config = transformer_config(pretrained)
+
+    def count(blocks: int) -> int:
+        layers = _transformer(pretrained, adaptation, precision, blocks).transformer_blocks.modules()
+        return sum(weight.numel() for layer in layers if isinstance(layer, LoraLayer) for weight in layer.parameters())
+
+    few, more = _two(adaptation, config)
+    start = count(few)
+    whole = start if few == more else start + (count(more) - start) // (more - few) * (config["num_layers"] - few)
+    return whole * (precision.autocast or precision.frozen).itemsize
 
 
 def training_activations(

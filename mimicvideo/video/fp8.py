@@ -1,6 +1,5 @@
 """Products in FP8 (e4m3) for passes that need not be exact: weights are rounded once, activations and gradients at every call."""
 
-import copy
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -8,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from mimicvideo.execution import with_parts
 
 Scaling = Literal["row", "tensor"]
 DTYPE = torch.float8_e4m3fn
@@ -98,7 +99,8 @@ class _Product(torch.autograd.Function):
         forth, forth_scale, back, back_scale, bias, scaling = rest
         ctx.save_for_backward(back, back_scale)
         ctx.scaling, ctx.dtype = scaling, x.dtype
-        return _product(x, quantize, scaling, (forth, forth_scale), bias)
+        # The sum of nothing ties y to x: torch 2.11's compiler takes a product in FP8 for a constant and drops its gradient.
+        return _product(x, quantize, scaling, (forth, forth_scale), bias) + x.flatten()[:0].sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -106,28 +108,20 @@ class _Product(torch.autograd.Function):
         return dx.to(ctx.dtype), *([None] * 6)
 
 
-def with_fp8_products(
-    module: nn.Module, scaling: Scaling, exact: Collection[str] = (), differentiable: bool = False, name: str = ""
-) -> nn.Module:
+def with_fp8_products(module: nn.Module, scaling: Scaling, exact: Collection[str] = (), differentiable: bool = False) -> nn.Module:
     """A twin of `module` that shares all of its parts and weights but its large linear layers, which become `Fp8Linear`.
 
     Args:
         module: It stays as it is, and is returned itself if there is nothing to replace.
         scaling: See `Fp8Linear`.
-        exact: Parts that are shared as they are, by the dotted ends of their names.
+        exact: Parts that are shared as they are, by their dotted names or pieces of them.
         differentiable: See `Fp8Linear`; layers whose weights train are left alone then.
-        name: Of `module` itself.
     """
-    if any(name == part or name.endswith(f".{part}") for part in exact):
-        return module
-    if isinstance(module, nn.Linear):
-        large = module.in_features % _UNIT == 0 == module.out_features % _UNIT
-        return Fp8Linear(module, scaling, differentiable) if large and not (differentiable and module.weight.requires_grad) else module
-    children = {
-        key: child and with_fp8_products(child, scaling, exact, differentiable, f"{name}.{key}") for key, child in module._modules.items()
-    }
-    if all(child is module._modules[key] for key, child in children.items()):
-        return module
-    twin = copy.copy(module)
-    twin._modules = children
-    return twin
+
+    def rounded(name: str, part: nn.Module) -> nn.Module:
+        if not isinstance(part, nn.Linear) or any(f".{piece}." in f"{name}." for piece in exact):
+            return part
+        large = part.in_features % _UNIT == 0 == part.out_features % _UNIT
+        return Fp8Linear(part, scaling, differentiable) if large and not (differentiable and part.weight.requires_grad) else part
+
+    return with_parts(module, rounded)

@@ -142,7 +142,14 @@ def test_a_rollout_may_run_faster_than_its_checkpoint_says() -> None:
     text = OmegaConf.to_yaml(compose_verb("rollout", []))
     found = yaml.safe_load(checked("rollout", f"--config={text}", "--acting={dtype: bfloat16}", "--execution={}"))
     assert found["acting"]["dtype"] == "bfloat16"
-    assert found["execution"] == {"compile": "default", "cuda_graphs": True, "attention": "torch", "fp8": None, "fp8_training": False}
+    assert found["execution"] == {
+        "compile": "default",
+        "cuda_graphs": True,
+        "attention": "torch",
+        "fp8": None,
+        "fp8_training": False,
+        "merge_lora": False,
+    }
 
 
 @pytest.mark.parametrize("file", in_groups("sweep"))

@@ -108,6 +108,27 @@ def test_copies_in_fp8_are_counted_where_they_are_made() -> None:
     assert expected(*action, fp8).rows["FP8 copies"] == one and expected(*action).rows["FP8 copies"] == 0
 
 
+@pytest.mark.parametrize(
+    ("targets", "kinds"),
+    [
+        (None, ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")),
+        (["attn1.to_q", "ff.net.2"], ("attn1.to_q",)),
+    ],
+)
+def test_weights_merged_with_a_lora_are_counted(targets, kinds) -> None:
+    """Two bytes for each weight that has an update, and of the update's factors, here of rank 256: counted on the network itself."""
+    with torch.device("meta"):
+        blocks = CosmosTransformer3DModel.from_config(footprint.transformer_config("nvidia/predict2-2b-480p-10fps")).transformer_blocks
+    names = (*kinds, *(("ff.net.0.proj", "ff.net.2") if targets is None else ("ff.net.2",)))
+    layers = [block.get_submodule(name) for block in blocks for name in names]
+    weights = sum(layer.weight.numel() + 256 * (layer.in_features + layer.out_features) for layer in layers)
+    chosen = [] if targets is None else [f"--model.backbone.adaptation.targets={targets}"]
+    fast = [f"--config={CONF}/execution/fast.yaml", *chosen]
+    merged, apart = (expected(*VIDEO, *fast, f"--model.backbone.execution.merge_lora={value}") for value in ("true", "false"))
+    assert apart.rows["merged weights"] == 0
+    assert merged.rows["merged weights"] == 2 * weights and merged.peak == apart.peak + 2 * weights
+
+
 def test_fsdp_divides_what_ddp_repeats() -> None:
     whole = expected(*VIDEO, f"--config={CONF}/adaptation/full.yaml").rows
     shared = expected(*VIDEO, f"--config={CONF}/adaptation/full.yaml", f"--config={CONF}/trainer/fsdp.yaml", "--trainer.devices=8").rows

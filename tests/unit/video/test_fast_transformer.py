@@ -166,9 +166,11 @@ def eager_compile(function, mode=None, dynamic=None):
     return compile(function, backend="aot_eager", dynamic=dynamic, fullgraph=True)
 torch.compile = eager_compile
 
-for checkpointing, adaptation in [(False, Frozen()), (False, Lora(rank=2, alpha=2)), ("selective", Lora(rank=2, alpha=2))]:
+low = Lora(rank=2, alpha=2)
+ways = [(False, Frozen(), False), (False, low, False), ("selective", low, False), ("selective", low, True)]
+for checkpointing, adaptation, merged in ways:
     results = []
-    for execution in (None, Execution()):
+    for execution in (None, Execution(merge_lora=merged)):
         torch._dynamo.reset()
         counters.clear()
         torch.manual_seed(0)
@@ -180,7 +182,8 @@ for checkpointing, adaptation in [(False, Frozen()), (False, Lora(rank=2, alpha=
         if trained:
             velocity.square().mean().backward()
         results.append([velocity.detach(), *(weight.grad for weight in trained)])
-    assert counters["stats"]["unique_graphs"] == 1, counters["stats"]  # four blocks, one compilation
+    shapes = 3 if merged else 0  # of sums of weights: square, and both of the MLP
+    assert counters["stats"]["unique_graphs"] == 1 + shapes, counters["stats"]  # four blocks, one compilation
     for fast, plain in zip(*reversed(results), strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 assert set(modes) == {("default", False)}
