@@ -13,7 +13,7 @@ from mimicvideo.action.folder import write_policy_folder
 from mimicvideo.action.load import load_policy
 from mimicvideo.action.policy import ActionPolicy
 from mimicvideo.folders import check_free
-from mimicvideo.native_files import network_tensors, read_tensors
+from mimicvideo.native_files import check_finite, network_tensors, read_tensors
 from mimicvideo.normalize import Normalizer
 
 # Official names (mimic-video, `models/world2action_dit.py`) by ours. Several official tensors are stacked along the first axis;
@@ -81,6 +81,7 @@ def import_decoder(file: str, statistics: str, actions: list[str], proprio: list
     if not isinstance(policy.decoder, DiTDecoder):
         raise ValueError(f"{like} has a {type(policy.decoder).__name__}; the official decoder is a DiTDecoder: choose another policy")
     weights = convert(official, policy.decoder, source)
+    check_finite(official, source)
     fit(policy, fields, numbers)
     policy.decoder.load_state_dict(weights)
     write_policy_folder(policy, folder)

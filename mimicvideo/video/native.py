@@ -11,7 +11,7 @@ from diffusers import CosmosTransformer3DModel
 from torch import Tensor
 
 from mimicvideo.folders import check_free, replacing
-from mimicvideo.native_files import network_tensors, read_tensors
+from mimicvideo.native_files import check_finite, network_tensors, read_tensors
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video.sizes import ARCHITECTURES
 
@@ -76,9 +76,11 @@ def import_native(file: str, out: str, companions: str, network: str | None = No
     """
     source, folder = Path(file).expanduser(), Path(out).expanduser()
     check_free(folder)
-    parts = find_companions(companions)
+    weights.check_source(companions, key="companions", components=_COMPANIONS)
     tensors = network_tensors(read_tensors(source), source, ema)
     transformer = build_transformer(tensors, source, None if network is None else Path(network).expanduser())
+    check_finite(tensors, source)
+    parts = find_companions(companions)  # downloads gigabytes: for a file that is right
     with replacing(folder) as new:
         transformer.save_pretrained(new / "transformer")
         for name in _COMPANIONS:
@@ -122,9 +124,15 @@ def build_transformer(tensors: Mapping[str, Tensor], file: Path, config: Path | 
     found = {key: tensor.shape for key, tensor in tensors.items()}
     expected = {native: network[name].shape for native, name in names.items()}
     if strange := [key for key in found if key not in expected]:
+        unfused = any(".lora_A." in key for key in strange)
         raise ValueError(
             f"{file} has {len(strange)} keys that a Cosmos-Predict2 video model has not: {', '.join(strange[:20])}"
-            f"{', ...' * (len(strange) > 20)}. Is it another Cosmos model (Predict2.5, multiview, action-conditioned, a control net)?"
+            f"{', ...' * (len(strange) > 20)}. "
+            + (
+                "Its LoRA is not fused yet: fuse it with mimic-video's own script, and import the file that it writes (..._fused.pt)"
+                if unfused
+                else "Is it another Cosmos model (Predict2.5, multiview, action-conditioned, a control net)?"
+            )
         )
     weights.check_shapes(found, expected, file, "Download it again; for another network give its config.json as network")
     built.load_state_dict({name: tensors[native] for native, name in names.items()}, assign=True)

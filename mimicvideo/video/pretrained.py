@@ -64,12 +64,12 @@ def resolve(pretrained: str, revision: str | None = None, *, key: str = "pretrai
     return folder
 
 
-def check_source(pretrained: str, revision: str | None = None) -> None:
+def check_source(pretrained: str, revision: str | None = None, *, key: str = "pretrained", components: Sequence[str] = COMPONENTS) -> None:
     """Raises what `resolve` would, within seconds and without a download."""
     if not _is_hub_id(pretrained):
-        resolve(pretrained)
-    elif (error := hub.refusal(pretrained, revision)) and hub.earlier_download(pretrained, revision, _wanted(COMPONENTS)) is None:
-        raise _not_given(pretrained, revision, error, "pretrained", COMPONENTS) from error
+        resolve(pretrained, key=key, components=components)
+    elif (error := hub.refusal(pretrained, revision)) and hub.earlier_download(pretrained, revision, _wanted(components)) is None:
+        raise _not_given(pretrained, revision, error, key, components) from error
 
 
 def _is_hub_id(pretrained: str) -> bool:

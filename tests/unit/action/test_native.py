@@ -128,7 +128,7 @@ def test_the_rest_is_that_of_the_other_policy(like: str, statistics: Path, tmp_p
         (lambda w: w.update({"source_prior.net.weight": torch.zeros(2)}), "1 unknown: source_prior.net.weight"),
         (lambda w: w.update({"pos_embedding": torch.zeros(1, 16, 16)}), r"pos_embedding \(1, 16, 16\), here \(1, 7, 16\)"),
         (lambda w: w.update({"blocks.0.self_attn.v_proj.weight": torch.zeros(4, 5)}), r"v_proj.weight \(4, 5\), here \(16, 16\)"),
-        (lambda w: w.update({"ctx_norm.bias": "zero"}), "No floating-point tensors: ctx_norm.bias"),
+        (lambda w: w.update({"ctx_norm.bias": "zero"}), "No plain floating-point tensors of 16 to 64 bits: ctx_norm.bias"),
     ],
 )
 def test_other_decoders_are_refused_by_key(edit, message: str, like: str, statistics: Path, tmp_path: Path) -> None:
