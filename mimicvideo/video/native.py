@@ -1,7 +1,6 @@
 """Import of NVIDIA's own Cosmos-Predict2 checkpoints (.pt): their network as a diffusers folder, every key accounted for."""
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,7 @@ def import_native(file: str, out: str, companions: str, network: str | None = No
     with replacing(folder) as new:
         transformer.save_pretrained(new / "transformer")
         for name in _COMPANIONS:
-            shutil.copytree(parts / name, new / name)
+            weights.copy_component(parts / name, new / name)
         weights.write_manifest(new)
     print(f"{folder}: {len(tensors)} tensors of {source.name}; use it with backbone.init_args.pretrained={folder}")
     return folder

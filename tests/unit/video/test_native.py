@@ -63,7 +63,7 @@ def test_stock_diffusers_loads_the_same_bits(trio: Path, tmp_path: Path, config:
     assert state.keys() == set(names.values())
     assert all(torch.equal(state[name], weights[key]) for key, name in names.items())
     recorded = json.loads((folder / "manifest.json").read_text())["sha256"]
-    assert {name.split("/")[0] for name in recorded} == {"transformer", "vae", "text_encoder"}
+    assert {name.split("/")[0] for name in recorded} == {"transformer", "vae", "text_encoder", "tokenizer"}
 
 
 def test_the_verb_takes_safetensors_too(trio: Path, tmp_path: Path, config: str, capsys) -> None:
