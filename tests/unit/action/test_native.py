@@ -154,6 +154,10 @@ def without(entries: dict[str, Any], key: str) -> None:
         (lambda e: e["obs/state"].update(mean=[[0.0, 1.0], [0.0]]), "obs/state.mean is no table of numbers"),
         (lambda e: e["obs/state"].update(mean_clamped=[[float("nan")] * 3]), "obs/state.mean_clamped has NaN or infinity"),
         (lambda e: e["obs/state"].update(std_clamped=[[-1.0] * 3]), "obs/state.std_clamped is negative"),
+        (lambda e: e["obs/state"]["percentiles"].reverse(), "obs/state: min, percentiles, max do not rise"),
+        (lambda e: e["obs/state"].update(max=e["obs/state"]["min"]), "obs/state: min, percentiles, max do not rise"),
+        (lambda e: e["obs/state"].update(mean=[[1e3] * 3]), "obs/state: min, mean, max do not rise"),
+        (lambda e: e["obs/state"].update(mean=[[0.5] * 2]), "obs/state: min, mean, max have several shapes"),
         (lambda e: e.update(robot="panda"), "is no statistics file"),
     ],
 )
@@ -173,6 +177,8 @@ def test_missing_and_damaged_files_are_named(like: str, statistics: Path, tmp_pa
         imported(like, statistics, tmp_path, out=str(tmp_path))
     with pytest.raises(ValueError, match="must each name at least one entry of .*it has action/gripper"):
         imported(like, statistics, tmp_path, actions=[])
+    with pytest.raises(ValueError, match="is named twice in action/gripper, action/gripper"):
+        imported(like, statistics, tmp_path, actions=["action/gripper", "action/gripper"])
     statistics.write_text("{")
     with pytest.raises(ValueError, match="statistics.json is truncated or no JSON"):
         imported(like, statistics, tmp_path)
