@@ -134,7 +134,13 @@ def build_transformer(tensors: Mapping[str, Tensor], file: Path, config: Path | 
             )
         )
     weights.check_shapes(found, expected, file, "Download it again; for another network give its config.json as network")
-    built.load_state_dict({name: tensors[native] for native, name in names.items()}, assign=True)
+    weights_by_name, places = {}, set()
+    for native, name in names.items():
+        tensor = tensors[native]
+        # Two names of one tensor become two: safetensors writes none twice.
+        weights_by_name[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    built.load_state_dict(weights_by_name, assign=True)
     return built
 
 

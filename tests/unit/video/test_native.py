@@ -201,6 +201,15 @@ def test_a_file_without_checksums_is_taken(trio: Path, tmp_path: Path, config: s
     assert (imported(file, trio, tmp_path, config) / "transformer").is_dir()
 
 
+def test_one_tensor_under_two_names_becomes_two(trio: Path, tmp_path: Path, config: str) -> None:
+    weights = native_cosmos.state_dict()
+    weights["blocks.1.mlp.layer1.weight"] = weights["blocks.0.mlp.layer1.weight"]
+    folder = imported(native_file(tmp_path, weights), trio, tmp_path, config)
+    state = CosmosTransformer3DModel.from_pretrained(folder / "transformer").state_dict()
+    for block in (0, 1):
+        assert torch.equal(state[f"transformer_blocks.{block}.ff.net.0.proj.weight"], weights["blocks.0.mlp.layer1.weight"])
+
+
 def test_nothing_is_downloaded_for_a_wrong_file(tmp_path: Path, config: str, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **options: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: pytest.fail("gigabytes for nothing"))
