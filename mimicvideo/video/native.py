@@ -80,6 +80,7 @@ def import_native(file: str, out: str, companions: str, network: str | None = No
     transformer = build_transformer(tensors, source, None if network is None else Path(network).expanduser())
     check_finite(tensors, source)
     parts = find_companions(companions)  # downloads gigabytes: for a file that is right
+    _check_companions(parts, transformer.config)
     with replacing(folder) as new:
         transformer.save_pretrained(new / "transformer")
         for name in _COMPANIONS:
@@ -92,6 +93,17 @@ def import_native(file: str, out: str, companions: str, network: str | None = No
 def find_companions(companions: str) -> Path:
     """The folder that holds VAE, text encoder and tokenizer. Raises FileNotFoundError naming what is missing."""
     return weights.resolve(companions, key="companions", components=_COMPANIONS)
+
+
+def _check_companions(parts: Path, network: Mapping[str, Any]) -> None:
+    """Raises ValueError if the VAE or the text encoder is that of another video model."""
+    for name, key, wanted in (("vae", "z_dim", network["out_channels"]), ("text_encoder", "d_model", network["text_embed_dim"])):
+        path = parts / name / "config.json"
+        if (given := weights.read_json(path).get(key)) != wanted:
+            raise ValueError(
+                f"{path} has {key} {given}, the network in the file wants {wanted}: "
+                "give as companions the folder, or the hub id, of the same video model in diffusers' format"
+            )
 
 
 def key_map(layers: int) -> dict[str, str]:

@@ -210,6 +210,26 @@ def test_one_tensor_under_two_names_becomes_two(trio: Path, tmp_path: Path, conf
         assert torch.equal(state[f"transformer_blocks.{block}.ff.net.0.proj.weight"], weights["blocks.0.mlp.layer1.weight"])
 
 
+@pytest.mark.parametrize(
+    ("name", "change"), [("vae", {"z_dim": 48}), ("text_encoder", {"d_model": 64}), ("text_encoder", {"d_model": None})]
+)
+def test_companions_of_another_model_are_refused(own_trio: Path, tmp_path: Path, config: str, name: str, change: dict[str, Any]) -> None:
+    path = own_trio / name / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"{name}/config.json has .* the network in the file wants"):
+        imported(native_file(tmp_path), own_trio, tmp_path, config)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_truncated_companion_is_refused(own_trio: Path, tmp_path: Path, config: str) -> None:
+    (own_trio / "manifest.json").unlink()
+    path = own_trio / "text_encoder" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="text_encoder/model.safetensors is truncated or damaged"):
+        imported(native_file(tmp_path), own_trio, tmp_path, config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.pt", "trio"]
+
+
 def test_nothing_is_downloaded_for_a_wrong_file(tmp_path: Path, config: str, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **options: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: pytest.fail("gigabytes for nothing"))
