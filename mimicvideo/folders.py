@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,9 +47,13 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=2) + "\n")
 
 
-def _read(folder: Path) -> list[Path]:
-    """Files that a reader of the folder may open: other ones, a `.gitattributes` or a picture, may lie there too."""
-    return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors") and path.name != MANIFEST)
+def check_listed(folder: Path, recorded: Mapping[str, str]) -> None:
+    """Raises DamagedCheckpointError if the manifest lacks a file that a reader may open; a `.gitattributes` or a picture may lie there."""
+    read = sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors") and path.name != MANIFEST)
+    if unlisted := [name for name in read if name not in recorded]:
+        raise DamagedCheckpointError(
+            f"{folder / MANIFEST} does not list {', '.join(unlisted[:5])}, whose content nobody can vouch for: copy the whole folder again"
+        )
 
 
 def verify_manifest(folder: Path) -> str:
@@ -66,11 +70,7 @@ def verify_manifest(folder: Path) -> str:
         recorded = dict(json.loads(manifest.read_text())["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpointError(f"{manifest} is damaged ({error!r}): copy the whole folder again") from None
-    unlisted = [path.relative_to(folder).as_posix() for path in _read(folder) if path.relative_to(folder).as_posix() not in recorded]
-    if unlisted:
-        raise DamagedCheckpointError(
-            f"{manifest} does not list {', '.join(unlisted[:5])}, whose content nobody can vouch for: copy the whole folder again"
-        )
+    check_listed(folder, recorded)
     for name, expected in recorded.items():
         path = folder / name
         if not path.is_file():

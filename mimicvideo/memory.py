@@ -321,6 +321,7 @@ def _advice(config: Mapping[str, Any], expected: Expected, available: float) -> 
         "--model.backbone.dtype=bfloat16": backbone.get("dtype") != "bfloat16" and not full,
         "--trainer.precision=bf16-mixed": _autocast(trainer) is None and backbone.get("dtype") != "bfloat16",
         "--config conf/adaptation/lora_adaln.yaml": stage_1 and full,
+        "--config conf/trainer/gpu.yaml (one GPU needs no DDP)": _is_ddp(trainer) and _sharing(trainer)[0] == 1 and not takes_all(trainer),
         "--config conf/trainer/fsdp.yaml on several GPUs": stage_1 and not _sharing(trainer)[1],
         "--model.ema_decay=null": model.get("ema_decay") is not None,
         "fewer pixels or frames (--data.height, --data.width, --data.future)": True,

@@ -3,6 +3,7 @@
 import io
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ _BOOKKEEPING = re.compile(
     r"|pos_embedder\.(seq|dim_spatial_range|dim_temporal_range)"
     r"|(.+\.)?_extra_state"
 )
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # those without scales of their own
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
@@ -47,16 +49,33 @@ def read_tensors(file: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{file} is truncated or no PyTorch checkpoint: copy or download it again") from error
+    if damaged := _damaged_record(file):
+        raise ValueError(f"{file} is damaged in {damaged}: its checksum differs; copy or download it again")
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{file} holds a {type(content).__name__}, expected a state dict: names and tensors")
     return content
+
+
+def _damaged_record(file: Path) -> str | None:
+    """The first record of a PyTorch archive whose checksum differs; PyTorch itself looks at none."""
+    with zipfile.ZipFile(file) as archive:
+        for record in archive.infolist():
+            try:
+                # 0 is what torch.serialization.set_crc32_options(False) leaves there.
+                with archive.open(record) as stream:
+                    while record.CRC and stream.read(2**24):
+                        pass
+            except zipfile.BadZipFile:
+                return record.filename
+    return None
 
 
 def network_tensors(content: Mapping[str, Any], file: Path, ema: bool = False) -> dict[str, Tensor]:
     """The network's tensors under their native names without `net.`; bookkeeping, and the copy not asked for, are left out.
 
     Raises:
-        ValueError: If the copy that is wanted is not there, an entry is no tensor of floating-point numbers, or one is not finite.
+        ValueError: If the copy that is wanted is not there, two keys name the same weight, or an entry is no plain tensor of
+            floating-point numbers.
     """
     copies = {prefix for prefix in ("net.", "net_ema.") if any(key.startswith(prefix) for key in content)}
     wanted = "net_ema." if ema else "net."
@@ -65,17 +84,31 @@ def network_tensors(content: Mapping[str, Any], file: Path, ema: bool = False) -
     if copies == {"net_ema."} and not ema:
         raise ValueError(f"{file} has nothing but a weight average (net_ema.): set ema=true")
     other = ({"net.", "net_ema."} - {wanted}).pop()
-    named = {key.removeprefix(wanted): value for key, value in content.items() if not key.startswith(other)}
+    copy = {key: value for key, value in content.items() if not key.startswith(other)}
+    if twice := [key for key in copy if f"{wanted}{key}" in copy]:
+        raise ValueError(
+            f"{file} has two tensors for {', '.join(twice[:20])}{', ...' * (len(twice) > 20)}, with {wanted} before the name and without: "
+            "save the network's state dict alone, and import that"
+        )
+    named = {key.removeprefix(wanted): value for key, value in copy.items()}
     kept = {key: value for key, value in named.items() if not _BOOKKEEPING.fullmatch(key)}
-    foreign = [key for key, value in kept.items() if not isinstance(value, Tensor) or not value.is_floating_point()]
+    foreign = [key for key, value in kept.items() if not _is_plain(value)]
     if foreign:
         raise ValueError(
-            f"{file} holds other things than weights. No floating-point tensors: {', '.join(foreign[:20])}{', ...' * (len(foreign) > 20)}. "
-            "Save the network's state dict alone, and import that"
+            f"{file} holds other things than weights. No plain floating-point tensors of 16 to 64 bits: {', '.join(foreign[:20])}"
+            f"{', ...' * (len(foreign) > 20)}. Save the network's state dict alone, and import that"
         )
-    if broken := [key for key, value in kept.items() if not bool(value.isfinite().all())]:
+    return kept
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in _DTYPES and value.layout == torch.strided and value.device.type == "cpu"
+
+
+def check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Raises ValueError naming the tensors of a file that have NaN or infinity."""
+    if broken := [key for key, value in tensors.items() if not bool(value.isfinite().all())]:
         raise ValueError(
             f"{file} has {len(broken)} tensors with NaN or infinity: {', '.join(broken[:20])}{', ...' * (len(broken) > 20)}: "
             "download it again, or take an earlier checkpoint of the training"
         )
-    return kept

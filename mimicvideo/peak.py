@@ -29,6 +29,38 @@ def without_data(module: nn.Module) -> FakeTensorMode:
     return mode
 
 
+class _FusedRMSNorm(torch.autograd.Function):
+    """What PyTorch's fused RMSNorm of a GPU keeps: its input and one number a row, where the CPU's keeps every step's result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, torch.empty_like(x[..., :1]))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+@contextmanager
+def gpu_norms() -> Iterator[None]:
+    """Lets `F.rms_norm` keep what it does on a GPU, which fuses it if input and weight have one dtype; values are lost."""
+    plain = F.rms_norm
+
+    def rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+        fused = hasattr(torch.ops.aten, "_fused_rms_norm_backward")  # before torch 2.9 GPUs kept as much as CPUs
+        if weight is None or weight.dtype != input.dtype or not fused:
+            return plain(input, normalized_shape, weight, eps)
+        return _FusedRMSNorm.apply(input, weight)  # type: ignore[return-value]
+
+    F.rms_norm = rms_norm
+    try:
+        yield
+    finally:
+        F.rms_norm = plain
+
+
 @contextmanager
 def gpu_autocast() -> Iterator[None]:
     """Lets the CPU's autocast compute layer norms in fp32 as the GPU's does (PyTorch's list of autocast operations)."""
@@ -87,7 +119,7 @@ class PeakMemory(TorchDispatchMode):
 
 def peak_of(module: nn.Module, function: Callable[[], Any]) -> int:
     """Bytes that `function` holds at its peak beside the module's weights and buffers. Call it `without_data`."""
-    with gpu_autocast(), PeakMemory() as memory:
+    with gpu_autocast(), gpu_norms(), PeakMemory() as memory:
         memory.ignore(*module.parameters(), *module.buffers())
         function()
     return memory.peak

@@ -13,7 +13,7 @@ from mimicvideo.action.folder import write_policy_folder
 from mimicvideo.action.load import load_policy
 from mimicvideo.action.policy import ActionPolicy
 from mimicvideo.folders import check_free
-from mimicvideo.native_files import network_tensors, read_tensors
+from mimicvideo.native_files import check_finite, network_tensors, read_tensors
 from mimicvideo.normalize import Normalizer
 
 # Official names (mimic-video, `models/world2action_dit.py`) by ours. Several official tensors are stacked along the first axis;
@@ -81,6 +81,7 @@ def import_decoder(file: str, statistics: str, actions: list[str], proprio: list
     if not isinstance(policy.decoder, DiTDecoder):
         raise ValueError(f"{like} has a {type(policy.decoder).__name__}; the official decoder is a DiTDecoder: choose another policy")
     weights = convert(official, policy.decoder, source)
+    check_finite(official, source)
     fit(policy, fields, numbers)
     policy.decoder.load_state_dict(weights)
     write_policy_folder(policy, folder)
@@ -148,12 +149,15 @@ def concatenated(entries: Mapping[str, Any], names: Sequence[str], file: Path) -
     """Statistics of several entries side by side, (steps, dims) each, under the names that `Normalizer.fit` takes.
 
     Raises:
-        ValueError: If no entry is named, one or a statistic of it is missing or not finite, or their steps differ.
+        ValueError: If no entry is named or one twice, if one or a statistic of it is missing, not finite or out of order, or if their
+            steps differ.
     """
     if not names:
         raise ValueError(f"actions and proprio must each name at least one entry of {file}; it has {', '.join(sorted(entries))}")
     if missing := [name for name in names if name not in entries]:
         raise ValueError(f"{file} has no entry {', '.join(missing)}; it has {', '.join(sorted(entries))}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"an entry of {file} is named twice in {', '.join(names)}: name each once, in the official order")
     taken = {"mean": "mean", "min": "min", "max": "max", "clipped_mean": "mean_clamped", "clipped_std": "std_clamped"}
     columns: dict[str, list[Tensor]] = {}
     for name in names:
@@ -166,6 +170,7 @@ def concatenated(entries: Mapping[str, Any], names: Sequence[str], file: Path) -
             raise ValueError(f"{file}: {name}.{taken['clipped_std']} is negative somewhere: copy or download it again")
         if len(percentiles) != _PERCENTILES:
             raise ValueError(f"{file}: the entry {name} has {len(percentiles)} percentiles, mimic-video's files have {_PERCENTILES}")
+        _check_order(values, percentiles, f"{file}: {name}")
         values |= {"p2": percentiles[_P2], "p98": percentiles[_P98]}
         for ours, value in values.items():
             if value.ndim != 2 or len(value) != len(columns.get(ours, [value])[0]):
@@ -174,6 +179,20 @@ def concatenated(entries: Mapping[str, Any], names: Sequence[str], file: Path) -
                 )
             columns.setdefault(ours, []).append(value)
     return {ours: torch.cat(values, dim=1) for ours, values in columns.items()}
+
+
+def _check_order(values: Mapping[str, Tensor], percentiles: Tensor, where: str) -> None:
+    """Raises ValueError where statistics cannot be those of one set of numbers, apart from the rounding of float32."""
+    ordered = {
+        "min, percentiles, max": (values["min"], *percentiles, values["max"]),
+        "min, mean, max": [values[k] for k in ("min", "mean", "max")],
+    }
+    for names, rows in ordered.items():
+        if len({row.shape for row in rows}) > 1:
+            raise ValueError(f"{where}: {names} have several shapes: copy or download it again")
+        rising = torch.stack(tuple(rows))
+        if bool((rising.diff(dim=0) < -1e-5 * (1 + rising.abs().amax(0))).any()):
+            raise ValueError(f"{where}: {names} do not rise: copy or download it again")
 
 
 def _numbers(entry: Mapping[str, Any], statistic: str, where: str) -> Tensor:

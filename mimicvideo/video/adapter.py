@@ -11,7 +11,6 @@ A folder that PEFT wrote elsewhere, with the first two files alone, is read too,
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from mimicvideo.folders import replacing
+from mimicvideo.folders import check_listed, replacing
 from mimicvideo.hashes import known_sha256
 from mimicvideo.sharding import gathered, is_writer, parameters, placed_like
 from mimicvideo.video import pretrained as weights
@@ -102,6 +101,11 @@ def load(backbone: "CosmosPredict", state: AdapterState, where: str) -> None:
         raise ValueError(
             f"{where} was trained on other base weights (SHA-256 {config['base_weights_hash'][:16]}...) than those of {backbone.folder} "
             f"({backbone.weights_hash[:16]}..., initial={backbone.initial!r}): set pretrained and initial to what it was trained on"
+        )
+    if broken := [key for key, tensor in tensors.items() if not (tensor.is_floating_point() and bool(tensor.isfinite().all()))]:
+        raise ValueError(
+            f"{where} has {len(broken)} tensors with NaN, infinity or no floating-point numbers: {', '.join(broken[:3])}"
+            f"{', ...' * (len(broken) > 3)}. Take an earlier checkpoint of its training"
         )
     found = {key: tensor.shape for key, tensor in tensors.items()}
     if isinstance(backbone.adaptation, Frozen):
@@ -191,7 +195,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder or one of its files is missing.
-        ValueError: If a file differs from what was written.
+        ValueError: If a file differs from what was written, or is not listed though it would be read.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"adapter {folder} does not exist: give the folder that stage 1 wrote, <run_dir>/adapter, or one of PEFT's")
@@ -208,6 +212,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
             f"{folder / weights.MANIFEST} is no adapter manifest of format 1: {', '.join(wrong) or 'format'} is missing or not as stage 1 "
             "wrote it; copy the whole adapter folder again"
         )
+    check_listed(folder, config["sha256"])
     tensors = {}
     for name, recorded in config.pop("sha256").items():
         path = folder / name
@@ -217,7 +222,20 @@ def read_adapter(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is truncated or damaged: its SHA-256 differs from the one in {weights.MANIFEST}; copy it again")
         if path.suffix == ".safetensors":
             tensors |= weights.read_safetensors(path)
+    if config["lora"] is not None:
+        _check_peft_config(folder, config["lora"])
     return {"config": config, "tensors": tensors}
+
+
+def _check_peft_config(folder: Path, lora: Mapping[str, Any]) -> None:
+    """The manifest, whose settings are used, vouches for every file but itself."""
+    said = weights.read_json(folder / CONFIG)
+    for key in _LORA_SETTINGS:
+        one, other = (sorted(value) if isinstance(value, list) else value for value in (lora.get(key), said.get(key)))
+        if key in lora and one != other:
+            raise ValueError(
+                f"{folder / weights.MANIFEST} says {key}={one!r}, {CONFIG} beside it {other!r}: one was changed; copy the folder again"
+            )
 
 
 def write_trio(backbone: "CosmosPredict", folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -238,9 +256,9 @@ def write_trio(backbone: "CosmosPredict", folder: Path, dtype: torch.dtype | Non
             nn.Module.to(transformer, dtype)
         transformer.save_pretrained(new / "transformer")
         for name in ("vae", "tokenizer"):
-            shutil.copytree(backbone.folder / name, new / name)
+            weights.copy_component(backbone.folder / name, new / name)
         if text_encoder is None:
-            shutil.copytree(backbone.folder / "text_encoder", new / "text_encoder")
+            weights.copy_component(backbone.folder / "text_encoder", new / "text_encoder")
         else:
             text_encoder.save_pretrained(new / "text_encoder")
         weights.write_manifest(new)

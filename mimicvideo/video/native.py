@@ -1,7 +1,6 @@
 """Import of NVIDIA's own Cosmos-Predict2 checkpoints (.pt): their network as a diffusers folder, every key accounted for."""
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from diffusers import CosmosTransformer3DModel
 from torch import Tensor
 
 from mimicvideo.folders import check_free, replacing
-from mimicvideo.native_files import network_tensors, read_tensors
+from mimicvideo.native_files import check_finite, network_tensors, read_tensors
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video.sizes import ARCHITECTURES
 
@@ -76,13 +75,16 @@ def import_native(file: str, out: str, companions: str, network: str | None = No
     """
     source, folder = Path(file).expanduser(), Path(out).expanduser()
     check_free(folder)
-    parts = find_companions(companions)
+    weights.check_source(companions, key="companions", components=_COMPANIONS)
     tensors = network_tensors(read_tensors(source), source, ema)
     transformer = build_transformer(tensors, source, None if network is None else Path(network).expanduser())
+    check_finite(tensors, source)
+    parts = find_companions(companions)  # downloads gigabytes: for a file that is right
+    _check_companions(parts, transformer.config)
     with replacing(folder) as new:
         transformer.save_pretrained(new / "transformer")
         for name in _COMPANIONS:
-            shutil.copytree(parts / name, new / name)
+            weights.copy_component(parts / name, new / name)
         weights.write_manifest(new)
     print(f"{folder}: {len(tensors)} tensors of {source.name}; use it with backbone.init_args.pretrained={folder}")
     return folder
@@ -91,6 +93,17 @@ def import_native(file: str, out: str, companions: str, network: str | None = No
 def find_companions(companions: str) -> Path:
     """The folder that holds VAE, text encoder and tokenizer. Raises FileNotFoundError naming what is missing."""
     return weights.resolve(companions, key="companions", components=_COMPANIONS)
+
+
+def _check_companions(parts: Path, network: Mapping[str, Any]) -> None:
+    """Raises ValueError if the VAE or the text encoder is that of another video model."""
+    for name, key, wanted in (("vae", "z_dim", network["out_channels"]), ("text_encoder", "d_model", network["text_embed_dim"])):
+        path = parts / name / "config.json"
+        if (given := weights.read_json(path).get(key)) != wanted:
+            raise ValueError(
+                f"{path} has {key} {given}, the network in the file wants {wanted}: "
+                "give as companions the folder, or the hub id, of the same video model in diffusers' format"
+            )
 
 
 def key_map(layers: int) -> dict[str, str]:
@@ -122,12 +135,24 @@ def build_transformer(tensors: Mapping[str, Tensor], file: Path, config: Path | 
     found = {key: tensor.shape for key, tensor in tensors.items()}
     expected = {native: network[name].shape for native, name in names.items()}
     if strange := [key for key in found if key not in expected]:
+        unfused = any(".lora_A." in key for key in strange)
         raise ValueError(
             f"{file} has {len(strange)} keys that a Cosmos-Predict2 video model has not: {', '.join(strange[:20])}"
-            f"{', ...' * (len(strange) > 20)}. Is it another Cosmos model (Predict2.5, multiview, action-conditioned, a control net)?"
+            f"{', ...' * (len(strange) > 20)}. "
+            + (
+                "Its LoRA is not fused yet: fuse it with mimic-video's own script, and import the file that it writes (..._fused.pt)"
+                if unfused
+                else "Is it another Cosmos model (Predict2.5, multiview, action-conditioned, a control net)?"
+            )
         )
     weights.check_shapes(found, expected, file, "Download it again; for another network give its config.json as network")
-    built.load_state_dict({name: tensors[native] for native, name in names.items()}, assign=True)
+    weights_by_name, places = {}, set()
+    for native, name in names.items():
+        tensor = tensors[native]
+        # Two names of one tensor become two: safetensors writes none twice.
+        weights_by_name[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    built.load_state_dict(weights_by_name, assign=True)
     return built
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -93,24 +94,29 @@ def _header_settings(path: Path) -> dict[str, Any]:
 
 
 def check_numbers(config: Mapping[str, Any], where: object) -> None:
-    """Raises ValueError unless `r` is a whole number of at least 1 and `lora_alpha` a number."""
+    """Raises ValueError unless `r` is a whole number of at least 1 and `lora_alpha` a finite number."""
     rank, alpha = config["r"], config["lora_alpha"]
     for name, value, right in (
         ("r", rank, isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1),
-        ("lora_alpha", alpha, isinstance(alpha, int | float) and not isinstance(alpha, bool)),
+        ("lora_alpha", alpha, isinstance(alpha, int | float) and not isinstance(alpha, bool) and isfinite(alpha)),
     ):
         if not right:
-            kind = "whole number of at least 1" if name == "r" else "number"
+            kind = "whole number of at least 1" if name == "r" else "finite number"
             raise ValueError(f"{where}: {name} is {value!r}, expected a {kind}: write what the adapter was trained with")
 
 
 def _settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}, expected PEFT's settings by name: save the adapter again")
     if config.get("peft_type", "LORA") != "LORA":
         raise ValueError(f"{path}: peft_type={config['peft_type']!r} cannot be read, only LORA can. {_MERGE}")
     for key, unit in (("r", "rank"), ("lora_alpha", "updates are scaled by it / r"), ("target_modules", "the layers that have LoRA")):
         if not config.get(key):
             raise ValueError(f"{path} lacks {key} ({unit}), without which the weights mean nothing: add what it was trained with")
     check_numbers(config, path)
+    targets = config["target_modules"]
+    if not isinstance(targets, str) and not (isinstance(targets, list) and all(isinstance(target, str) for target in targets)):
+        raise ValueError(f"{path}: target_modules is {targets!r}, expected names of layers: write what the adapter was trained with")
     plain = LoraConfig().to_dict()
     for key, value in config.items():
         if key == "init_lora_weights":
@@ -164,7 +170,7 @@ def _layers(path: Path, config: Mapping[str, Any], blank: CosmosTransformer3DMod
         trial: Any = CosmosTransformer3DModel.from_config(blank.config)
     try:
         inject_adapter_in_model(given, trial)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise ValueError(
             f"{path}: target_modules={config['target_modules']!r} name no layer of this transformer, "
             f"whose names are diffusers' (CosmosTransformer3DModel): {str(error).splitlines()[0][:200]}"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,12 +65,12 @@ def resolve(pretrained: str, revision: str | None = None, *, key: str = "pretrai
     return folder
 
 
-def check_source(pretrained: str, revision: str | None = None) -> None:
+def check_source(pretrained: str, revision: str | None = None, *, key: str = "pretrained", components: Sequence[str] = COMPONENTS) -> None:
     """Raises what `resolve` would, within seconds and without a download."""
     if not _is_hub_id(pretrained):
-        resolve(pretrained)
-    elif (error := hub.refusal(pretrained, revision)) and hub.earlier_download(pretrained, revision, _wanted(COMPONENTS)) is None:
-        raise _not_given(pretrained, revision, error, "pretrained", COMPONENTS) from error
+        resolve(pretrained, key=key, components=components)
+    elif (error := hub.refusal(pretrained, revision)) and hub.earlier_download(pretrained, revision, _wanted(components)) is None:
+        raise _not_given(pretrained, revision, error, key, components) from error
 
 
 def _is_hub_id(pretrained: str) -> bool:
@@ -189,11 +190,21 @@ def load_module(cls: type[Module], folder: Path, dtype: torch.dtype) -> Module:
         folder,
         "If it is incomplete copy or download it again. Or is it another architecture, or saved with an adapter attached?",
     )
-    _check_manifest(folder, files)
+    check_files(folder, files)
     return library.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).eval()
 
 
-def _check_manifest(folder: Path, files: list[Path]) -> None:
+def check_files(folder: Path, files: Sequence[Path] = ()) -> None:
+    """Compares the files of one component with the manifest.json of its model, if it has one.
+
+    Args:
+        folder: Of the component.
+        files: Those with weights, which the manifest must list.
+
+    Raises:
+        FileNotFoundError: If a listed file is missing.
+        ValueError: If a file is not listed or differs from its SHA-256, or the manifest is none.
+    """
     manifest = folder.parent / MANIFEST
     if not manifest.is_file():
         return
@@ -201,15 +212,31 @@ def _check_manifest(folder: Path, files: list[Path]) -> None:
     recorded = content.get("sha256") if isinstance(content, dict) else None
     if not isinstance(recorded, dict):
         raise ValueError(f"{manifest} is no manifest: it lacks sha256, the hash of each file; copy or download it again")
-    for file in files:
-        name = file.relative_to(folder.parent).as_posix()
-        if recorded.get(name) != known_sha256(file):
+    listed = [folder.parent / name for name in recorded if name.startswith(f"{folder.name}/")]
+    for file in dict.fromkeys((*listed, *files)):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing, though {manifest} lists it: copy or download the folder again")
+        if recorded.get(file.relative_to(folder.parent).as_posix()) != known_sha256(file):
             raise ValueError(f"{file} differs from the SHA-256 that {manifest} records for it: copy or download it again")
 
 
+def copy_component(folder: Path, target: Path) -> None:
+    """Copies a component whose files are whole: of full length, and as its model's manifest.json says.
+
+    Raises:
+        FileNotFoundError: If weights or a listed file are missing.
+        ValueError: If a file is truncated or differs from its SHA-256.
+    """
+    files = [] if folder.name == "tokenizer" else weight_files(folder)
+    tensor_shapes(files)
+    check_files(folder, files)
+    shutil.copytree(folder, target)
+
+
 def write_manifest(folder: Path) -> None:
-    """Records the SHA-256 of every safetensors file below `folder` in its manifest.json."""
-    hashes = {path.relative_to(folder).as_posix(): known_sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+    """Records the SHA-256 of every file of the model's components in its manifest.json."""
+    files = sorted(path for name in COMPONENTS for path in (folder / name).rglob("*") if path.is_file())
+    hashes = {path.relative_to(folder).as_posix(): known_sha256(path) for path in files}
     (folder / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=2) + "\n")
 
 

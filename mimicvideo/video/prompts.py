@@ -101,6 +101,7 @@ class PromptEncoder(nn.Module):
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
+            pretrained.check_files(self.folder / "tokenizer")
             self._tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
         return self._tokenizer
 

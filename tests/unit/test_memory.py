@@ -208,6 +208,20 @@ def test_the_advised_batch_fits_and_leaves_the_optimizer_its_samples(memory_gb: 
     require_memory(expected(*bridge, *advised), config(*bridge, *advised), memory_gb)
 
 
+def test_one_gpu_is_told_that_it_needs_no_ddp() -> None:
+    """The 14B's buckets are 6.4 GiB: without them it fits 75 GB. Several GPUs, or as many as there are, keep theirs."""
+    bridge = [f"--config={CONF}/experiment/bridge_video.yaml", f"--config={CONF}/backbone/predict2_14b.yaml", "--data.batch_size=1"]
+    alone = [*bridge, "--trainer.devices=1"]
+    with pytest.raises(ConfigError, match="conf/trainer/gpu.yaml .one GPU needs no DDP"):
+        require_memory(expected(*alone), config(*alone), 75.0)
+    alone.append(f"--config={CONF}/trainer/gpu.yaml")
+    require_memory(expected(*alone), config(*alone), 75.0)
+    for flags in (bridge, [*bridge, "--trainer.devices=-1"]):
+        with pytest.raises(ConfigError) as caught:
+            require_memory(expected(*flags), config(*flags), 75.0)
+        assert "gpu.yaml" not in str(caught.value)
+
+
 def test_fit_and_check_refuse_before_anything_is_built(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="22.4 GiB are there"):
         print_sizes([*VIDEO, "--data.batch_size=8", "--memory_gb=24"])

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimicvideo.peak import gpu_autocast, peak_of, training_peak, without_data
+from mimicvideo.peak import gpu_autocast, gpu_norms, peak_of, training_peak, without_data
 from mimicvideo.video.adaptation import Full, Lora
 from mimicvideo.video.footprint import Clips, Precision, _loss, _transformer, training_activations
 from tests.tiny_trio import build
@@ -113,3 +114,32 @@ def test_what_is_given_back_is_counted_once() -> None:
         assert peak_of(layer, one_after_the_other) == 4000
         assert training_peak(layer, lambda: layer(torch.empty(2, 8)).sum()) > 0
         assert layer.weight.grad is None
+
+
+def saved_by_rms_norm(device: str, dtype: torch.dtype) -> list[int]:
+    """Sizes of what one RMSNorm of 6 rows of 8, with fp32 weights, keeps for its backward pass."""
+    kept: list[int] = []
+    x, weight = torch.randn(6, 8, device=device, dtype=dtype, requires_grad=True), torch.ones(8, device=device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
+        y = F.rms_norm(x, (8,), weight, 1e-6)
+    y.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape and weight.grad is not None and weight.grad.shape == weight.shape
+    return sorted(kept)
+
+
+def test_a_norm_keeps_what_the_fused_one_takes_back() -> None:
+    """Input, weight and one number a row: the tensors among the arguments of PyTorch's own derivative, beside the gradient."""
+    schema = torch.ops.aten._fused_rms_norm_backward.default._schema
+    assert [argument.name for argument in schema.arguments] == ["grad_out", "input", "normalized_shape", "rstd", "weight", "output_mask"]
+    with gpu_norms():
+        assert saved_by_rms_norm("cpu", torch.float32) == [6, 8, 48]
+        mixed = saved_by_rms_norm("cpu", torch.bfloat16)
+    assert mixed == saved_by_rms_norm("cpu", torch.bfloat16) != [6, 8, 48]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_keeps_on_the_cpu_what_it_keeps_on_a_gpu(dtype: torch.dtype) -> None:
+    with gpu_norms():
+        expected = saved_by_rms_norm("cpu", dtype)
+    assert saved_by_rms_norm("cuda", dtype) == expected

@@ -128,7 +128,7 @@ def test_the_rest_is_that_of_the_other_policy(like: str, statistics: Path, tmp_p
         (lambda w: w.update({"source_prior.net.weight": torch.zeros(2)}), "1 unknown: source_prior.net.weight"),
         (lambda w: w.update({"pos_embedding": torch.zeros(1, 16, 16)}), r"pos_embedding \(1, 16, 16\), here \(1, 7, 16\)"),
         (lambda w: w.update({"blocks.0.self_attn.v_proj.weight": torch.zeros(4, 5)}), r"v_proj.weight \(4, 5\), here \(16, 16\)"),
-        (lambda w: w.update({"ctx_norm.bias": "zero"}), "No floating-point tensors: ctx_norm.bias"),
+        (lambda w: w.update({"ctx_norm.bias": "zero"}), "No plain floating-point tensors of 16 to 64 bits: ctx_norm.bias"),
     ],
 )
 def test_other_decoders_are_refused_by_key(edit, message: str, like: str, statistics: Path, tmp_path: Path) -> None:
@@ -154,6 +154,10 @@ def without(entries: dict[str, Any], key: str) -> None:
         (lambda e: e["obs/state"].update(mean=[[0.0, 1.0], [0.0]]), "obs/state.mean is no table of numbers"),
         (lambda e: e["obs/state"].update(mean_clamped=[[float("nan")] * 3]), "obs/state.mean_clamped has NaN or infinity"),
         (lambda e: e["obs/state"].update(std_clamped=[[-1.0] * 3]), "obs/state.std_clamped is negative"),
+        (lambda e: e["obs/state"]["percentiles"].reverse(), "obs/state: min, percentiles, max do not rise"),
+        (lambda e: e["obs/state"].update(max=e["obs/state"]["min"]), "obs/state: min, percentiles, max do not rise"),
+        (lambda e: e["obs/state"].update(mean=[[1e3] * 3]), "obs/state: min, mean, max do not rise"),
+        (lambda e: e["obs/state"].update(mean=[[0.5] * 2]), "obs/state: min, mean, max have several shapes"),
         (lambda e: e.update(robot="panda"), "is no statistics file"),
     ],
 )
@@ -173,6 +177,8 @@ def test_missing_and_damaged_files_are_named(like: str, statistics: Path, tmp_pa
         imported(like, statistics, tmp_path, out=str(tmp_path))
     with pytest.raises(ValueError, match="must each name at least one entry of .*it has action/gripper"):
         imported(like, statistics, tmp_path, actions=[])
+    with pytest.raises(ValueError, match="is named twice in action/gripper, action/gripper"):
+        imported(like, statistics, tmp_path, actions=["action/gripper", "action/gripper"])
     statistics.write_text("{")
     with pytest.raises(ValueError, match="statistics.json is truncated or no JSON"):
         imported(like, statistics, tmp_path)

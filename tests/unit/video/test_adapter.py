@@ -1,7 +1,9 @@
 """Saving and loading what stage 1 trained: bit for bit, PEFT-compatible, and refused whenever it does not fit."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -311,8 +313,14 @@ def test_folders_that_are_no_adapters_are_refused(build, tmp_path: Path) -> None
         ({"sha256": "none"}, "no adapter manifest of format 1: sha256"),
         ({"lora": "all"}, "no adapter manifest of format 1: lora"),
         ({"format": 2}, "no adapter manifest of format 1: format"),
-        ({"lora": {"r": "four", "lora_alpha": 8, "target_modules": ["to_q"], "lora_dropout": 0.0}}, "r is 'four', expected a whole number"),
-        ({"lora": {"r": 4, "lora_alpha": "x", "target_modules": ["to_q"], "lora_dropout": 0.0}}, "lora_alpha is 'x', expected a number"),
+        (
+            {"lora": {"r": "four", "lora_alpha": 8, "target_modules": ["to_q"], "lora_dropout": 0.0}},
+            "says r='four', adapter_config.json beside it 4",
+        ),
+        (
+            {"lora": {"r": 4, "lora_alpha": "x", "target_modules": ["to_q"], "lora_dropout": 0.0}},
+            "says lora_alpha='x', adapter_config.json beside it 8",
+        ),
     ],
 )
 def test_a_manifest_with_other_values_is_refused(build, folder: Path, change: dict, message: str) -> None:
@@ -320,6 +328,49 @@ def test_a_manifest_with_other_values_is_refused(build, folder: Path, change: di
     (folder / "manifest.json").write_text(json.dumps(manifest | change))
     with pytest.raises(ValueError, match=message):
         build(Frozen(), adapter=str(folder))
+
+
+@pytest.mark.parametrize("adaptation", [Lora(rank=4, alpha=8), Frozen()])
+@pytest.mark.parametrize("name", ["adapter_config.json", "full_weights.safetensors", "other.safetensors"])
+def test_files_that_the_manifest_does_not_list_are_refused(build, folder: Path, adaptation, name: str) -> None:
+    """Without `full_weights.safetensors` a frozen backbone would lose its AdaLN layers without a word."""
+    if name.startswith("other"):
+        shutil.copy(folder / "full_weights.safetensors", folder / name)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"].pop(name, None)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"manifest.json does not list {name}"):
+        build(adaptation, adapter=str(folder))
+
+
+@pytest.mark.parametrize(("key", "value"), [("r", 2), ("lora_alpha", 16), ("target_modules", ["to_q"])])
+def test_a_manifest_that_contradicts_the_config_is_refused(build, folder: Path, key: str, value: Any) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["lora"][key] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"manifest.json says {key}=.*one was changed"):
+        build(Frozen(), adapter=str(folder))
+
+
+@pytest.mark.parametrize("adaptation", [Lora(rank=4, alpha=8), Frozen()])
+@pytest.mark.parametrize("bad", [lambda tensor: tensor * float("nan"), lambda tensor: tensor.int()])
+def test_tensors_that_are_no_finite_numbers_are_refused(build, folder: Path, adaptation, bad) -> None:
+    state = read_adapter(folder)
+    key = next(iter(state["tensors"]))
+    state["tensors"][key] = bad(state["tensors"][key])
+    backbone = build(adaptation)
+    before = weights_of(backbone)
+    with pytest.raises(ValueError, match=f"has 1 tensors with NaN, infinity or no floating-point numbers: {key}"):
+        backbone.load_adapter_state(state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(backbone).items())
+
+
+@pytest.mark.parametrize(("key", "value"), [("r", "four"), ("r", 0), ("lora_alpha", "x"), ("lora_alpha", float("inf"))])
+def test_settings_of_a_checkpoint_that_are_no_numbers_are_refused(build, lora, key: str, value: Any) -> None:
+    state = lora.adapter_state()
+    state["config"]["lora"][key] = value
+    with pytest.raises(ValueError, match=f"{key} is .*, expected a"):
+        build().load_adapter_state(state)
 
 
 def test_a_failed_write_leaves_the_old_adapter(lora, folder: Path, monkeypatch) -> None:

@@ -397,6 +397,7 @@ def test_hashes_tell_weights_but_not_adaptations_apart(build, trio, own_trio) ->
     other = copy.deepcopy(base.vae)
     other.register_to_config(latents_std=[2.0] * 16)  # same weights, other latents
     other.save_pretrained(own_trio / "vae")
+    write_manifest(own_trio)
     changed = build(pretrained=str(own_trio))
     assert changed.vae_hash != base.vae_hash
     assert changed.weights_hash != base.weights_hash

@@ -63,7 +63,7 @@ def test_stock_diffusers_loads_the_same_bits(trio: Path, tmp_path: Path, config:
     assert state.keys() == set(names.values())
     assert all(torch.equal(state[name], weights[key]) for key, name in names.items())
     recorded = json.loads((folder / "manifest.json").read_text())["sha256"]
-    assert {name.split("/")[0] for name in recorded} == {"transformer", "vae", "text_encoder"}
+    assert {name.split("/")[0] for name in recorded} == {"transformer", "vae", "text_encoder", "tokenizer"}
 
 
 def test_the_verb_takes_safetensors_too(trio: Path, tmp_path: Path, config: str, capsys) -> None:
@@ -106,8 +106,19 @@ def drop(*parts: str):
         (lambda w: w.update({"crossattn_proj.0.weight": torch.zeros(2, 2)}), r"1 keys that .* has not: crossattn_proj.0.weight"),
         (lambda w: w.update({"blocks.3.mlp.layer1.weight": torch.zeros(2, 2)}), r"has not: blocks.3.mlp.layer1.weight"),
         (lambda w: w.update({"t_embedding_norm.weight": torch.ones(5)}), r"t_embedding_norm.weight \(5,\) instead of \(32,\)"),
-        (lambda w: w.update({"t_embedding_norm.weight": 5}), r"No floating-point tensors: t_embedding_norm.weight"),
-        (lambda w: w.update({"t_embedding_norm.weight": torch.ones(32).int()}), r"No floating-point tensors: t_embedding_norm"),
+        (lambda w: w.update({"t_embedding_norm.weight": 5}), r"No plain floating-point tensors of 16 to 64 bits: t_embedding_norm.weight"),
+        (lambda w: w.update({"t_embedding_norm.weight": torch.ones(32).to(torch.float8_e4m3fn)}), r"of 16 to 64 bits: t_embedding_norm"),
+        (lambda w: w.update({"t_embedding_norm.weight": torch.ones(32).to_sparse()}), r"of 16 to 64 bits: t_embedding_norm"),
+        (lambda w: w.update({"t_embedding_norm.weight": torch.ones(32, device="meta")}), r"of 16 to 64 bits: t_embedding_norm"),
+        (
+            lambda w: w.update({"net.t_embedding_norm.weight": torch.ones(32)}),
+            r"has two tensors for t_embedding_norm.weight, with net. before",
+        ),
+        (lambda w: w.update({"blocks.0.mlp.layer1.lora_A.default.weight": torch.ones(2, 32)}), r"Its LoRA is not fused yet"),
+        (
+            lambda w: w.update({"t_embedding_norm.weight": torch.ones(32).int()}),
+            r"No plain floating-point tensors of 16 to 64 bits: t_embedding_norm",
+        ),
     ],
 )
 def test_other_networks_are_refused_by_key_and_nothing_is_written(edit, message: str, trio: Path, tmp_path: Path, config: str) -> None:
@@ -168,6 +179,62 @@ def test_damaged_files_are_refused(trio: Path, tmp_path: Path, config: str) -> N
         imported(native_file(tmp_path, [torch.zeros(2)]), trio, tmp_path, config)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         imported(str(tmp_path / "absent.pt"), trio, tmp_path, config)
+
+
+def test_a_byte_that_has_changed_is_noticed(trio: Path, tmp_path: Path, config: str) -> None:
+    file = Path(native_file(tmp_path))
+    content = bytearray(file.read_bytes())
+    where = content.index(native_cosmos.state_dict()["final_layer.linear.weight"].numpy().tobytes())
+    content[where] ^= 1  # a weight's last bit
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.pt is damaged in model/data/\d+: its checksum differs"):
+        imported(str(file), trio, tmp_path, config)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_file_without_checksums_is_taken(trio: Path, tmp_path: Path, config: str) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        file = native_file(tmp_path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert (imported(file, trio, tmp_path, config) / "transformer").is_dir()
+
+
+def test_one_tensor_under_two_names_becomes_two(trio: Path, tmp_path: Path, config: str) -> None:
+    weights = native_cosmos.state_dict()
+    weights["blocks.1.mlp.layer1.weight"] = weights["blocks.0.mlp.layer1.weight"]
+    folder = imported(native_file(tmp_path, weights), trio, tmp_path, config)
+    state = CosmosTransformer3DModel.from_pretrained(folder / "transformer").state_dict()
+    for block in (0, 1):
+        assert torch.equal(state[f"transformer_blocks.{block}.ff.net.0.proj.weight"], weights["blocks.0.mlp.layer1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [("vae", {"z_dim": 48}), ("text_encoder", {"d_model": 64}), ("text_encoder", {"d_model": None})]
+)
+def test_companions_of_another_model_are_refused(own_trio: Path, tmp_path: Path, config: str, name: str, change: dict[str, Any]) -> None:
+    path = own_trio / name / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"{name}/config.json has .* the network in the file wants"):
+        imported(native_file(tmp_path), own_trio, tmp_path, config)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_truncated_companion_is_refused(own_trio: Path, tmp_path: Path, config: str) -> None:
+    (own_trio / "manifest.json").unlink()
+    path = own_trio / "text_encoder" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="text_encoder/model.safetensors is truncated or damaged"):
+        imported(native_file(tmp_path), own_trio, tmp_path, config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.pt", "trio"]
+
+
+def test_nothing_is_downloaded_for_a_wrong_file(tmp_path: Path, config: str, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **options: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: pytest.fail("gigabytes for nothing"))
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        import_native(str(tmp_path / "absent.pt"), str(tmp_path / "model"), "nvidia/Cosmos", config)
 
 
 def test_what_is_missing_or_in_the_way_is_named_before_the_file_is_read(trio: Path, tmp_path: Path, config: str) -> None:

@@ -131,7 +131,11 @@ def test_another_adaptation_is_refused(build, folder: Path, adaptation, message:
         ({"r": "absent"}, "adapter_config.json lacks r "),
         ({"target_modules": None}, "adapter_config.json lacks target_modules"),
         ({"r": "four"}, "adapter_config.json: r is 'four', expected a whole number of at least 1"),
-        ({"lora_alpha": "eight"}, "adapter_config.json: lora_alpha is 'eight', expected a number"),
+        ({"lora_alpha": "eight"}, "adapter_config.json: lora_alpha is 'eight', expected a finite number"),
+        ({"lora_alpha": float("nan")}, "adapter_config.json: lora_alpha is nan, expected a finite number"),
+        ({"target_modules": 5}, "adapter_config.json: target_modules is 5, expected names of layers"),
+        ({"target_modules": [5]}, "adapter_config.json: target_modules is .5., expected names of layers"),
+        ({"target_modules": "(("}, "adapter_config.json: target_modules='..' name no layer"),
         ({"r": 8}, "adapter_model.safetensors does not fit.*of another shape.*r=8"),
         ({"target_modules": ["to_q"]}, "adapter_model.safetensors does not fit.*8 unexpected: .*ff.net.2"),
         ({"target_modules": ["to_q", "ff.net.2", "to_k"]}, "adapter_model.safetensors does not fit.*missing.*to_k.lora_A"),
@@ -174,6 +178,12 @@ def test_tensors_that_do_not_fit_are_refused(build, folder: Path, adaptation) ->
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match=f"{folder}/adapter_model.safetensors is missing .adapter_model.bin is there, which is not"):
         build(adaptation, adapter=str(folder))
+
+
+def test_a_config_that_is_none_is_refused(build, folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("[]")
+    with pytest.raises(ValueError, match="adapter_config.json holds a list, expected PEFT's settings by name"):
+        build(adapter=str(folder))
 
 
 @pytest.mark.parametrize("lost", [["manifest.json"], ["manifest.json", "full_weights.safetensors"]])

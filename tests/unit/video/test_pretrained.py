@@ -180,6 +180,43 @@ def test_flipped_byte_of_the_text_encoder_is_refused_when_it_is_read(build, own_
         build(pretrained=str(own_trio)).encode_prompt(["open the drawer"])
 
 
+@pytest.mark.parametrize("name", ["transformer/config.json", "vae/config.json"])
+def test_a_changed_config_is_refused(build, own_trio: Path, name: str) -> None:
+    """Of the same shapes: another RoPE scale, or other statistics of the latents."""
+    config = json.loads((own_trio / name).read_text())
+    config |= {"rope_scale": [1.0, 1.0, 1.0]} if "rope_scale" in config else {"latents_std": [2.0] * 16}
+    (own_trio / name).write_text(json.dumps(config))
+    refused(own_trio, build, name, "SHA-256")
+
+
+def test_a_changed_or_missing_tokenizer_is_refused_when_it_is_read(build, own_trio: Path) -> None:
+    path = own_trio / "tokenizer" / "tokenizer.json"
+    text = path.read_text()
+    path.write_text(text.replace("open", "shut"))
+    with pytest.raises(ValueError, match="tokenizer.json differs from the SHA-256"):
+        build(pretrained=str(own_trio)).encode_prompt(["open the drawer"])
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="tokenizer.json is missing, though"):
+        build(pretrained=str(own_trio)).encode_prompt(["open the drawer"])
+
+
+def test_weights_that_the_manifest_does_not_list_are_refused(build, own_trio: Path) -> None:
+    manifest = json.loads((own_trio / "manifest.json").read_text())
+    del manifest["sha256"][WEIGHTS]
+    (own_trio / "manifest.json").write_text(json.dumps(manifest))
+    refused(own_trio, build, WEIGHTS, "SHA-256")
+
+
+@pytest.mark.parametrize("name", ["vae/config.json", "text_encoder/model.safetensors", "tokenizer/tokenizer.json"])
+def test_a_damaged_file_is_not_copied_under_a_new_hash(build, own_trio: Path, tmp_path: Path, name: str) -> None:
+    backbone = build(pretrained=str(own_trio))
+    path = own_trio / name
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"differs from the SHA-256|is truncated or damaged"):
+        backbone.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_parts_that_do_not_belong_together_are_refused(build, own_trio: Path) -> None:
     config = CosmosTransformer3DModel.load_config(own_trio / "transformer")
     (own_trio / pretrained.MANIFEST).unlink()
