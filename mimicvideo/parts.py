@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import instantiate_class
+from lightning.pytorch.strategies import StrategyRegistry
 
 from mimicvideo.memory import BACKBONE, factory
-from mimicvideo.messages import ConfigError
+from mimicvideo.messages import ConfigError, nearest
 
 SMALL = ("noise", "video_noise", "action_noise", "future")  # arguments of a model that are built at once and hold no weights
 POLICY = "mimicvideo.action.policy.ActionPolicy"
@@ -22,13 +23,14 @@ def check_parts(config: Mapping[str, Any]) -> None:
     A class that is not of this package is left to its constructor, and so is a video model of unknown size.
 
     Args:
-        config: Of `fit` or another verb of training, parsed: `model`, `data`.
+        config: Of `fit` or another verb of training, parsed: `model`, `data`, `trainer`.
 
     Raises:
         ConfigError: With the key, for what a constructor would refuse later: numbers out of range, noise levels outside [0, 1], a step
             beyond the grid, a block that the video model does not have, a context that does not take so many blocks, LoRA targets that
             match nothing, a clip that the VAE cannot take.
     """
+    _check_trainer(config.get("trainer") or {})
     model, data = config["model"], config.get("data") or {}
     arguments, sizes = model.get("init_args") or {}, data.get("init_args") or {}
     if _ours(data):
@@ -43,6 +45,29 @@ def check_parts(config: Mapping[str, Any]) -> None:
     if video.get("class_path") == BACKBONE:
         _check_video_model(video["init_args"])
         _check_clips(sizes)
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """What Lightning would refuse with the model in memory, or take: a clip below zero turns gradients round."""
+    least = {"devices": 1, "num_nodes": 1, "accumulate_grad_batches": 1, "max_steps": 0, "gradient_clip_val": 0}
+    for name, smallest in least.items():
+        value = trainer.get(name)
+        unlimited = name in ("devices", "max_steps") and value in (-1, "-1")
+        if isinstance(value, str) and value.lstrip("-").isdigit():
+            value = int(value)
+        if isinstance(value, int | float) and not unlimited and not value >= smallest:
+            raise ConfigError(f"trainer.{name} must be at least {smallest}, got {value}")
+    strategy = trainer.get("strategy")
+    if not isinstance(strategy, str):
+        return
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if strategy not in known:
+        raise ConfigError(f"trainer.strategy: there is no {strategy!r}{nearest(strategy, known)}")
+    if strategy.startswith("fsdp"):
+        raise ConfigError(
+            f"trainer.strategy={strategy}, Lightning's first FSDP, is not supported: use --config conf/trainer/fsdp.yaml (stage 1) or "
+            "conf/trainer/ddp.yaml"
+        )
 
 
 def _check_policy(model: Mapping[str, Any], data: Mapping[str, Any], built: Mapping[str, Any]) -> None:

@@ -108,7 +108,7 @@ class ActionPolicy(LightningModule):
             self.save_hyperparameters()
         self.blocks = check_blocks(block, backbone.num_blocks)
         check_flow_times(flow_times, video_noise, future)
-        check_policy_options(num_steps, draws, context_control, seed)
+        check_policy_options(num_steps, draws, loss_scale, context_control, seed)
         self.backbone, self.future = backbone, future
         self.video_noise, self.action_noise, self.flow_times = video_noise, action_noise, flow_times
         self.num_steps, self.draws, self.loss_scale, self.seed = num_steps, draws, loss_scale, seed

@@ -72,7 +72,7 @@ class VideoFinetune(LightningModule):
         super().__init__()
         if _given_hyperparameters.get() is not None:  # built from a configuration: literals. Built by hand, they would be modules.
             self.save_hyperparameters()
-        check_finetune_options(observed, prompt_dropout, seed)
+        check_finetune_options(observed, prompt_dropout, loss_scale, seed)
         observed = {1: 0.5, 2: 0.5} if observed is None else observed
         self.backbone, self.noise, self.prompt_dropout = backbone.train(), noise, prompt_dropout
         self.observed = {count: probability for count, probability in observed.items() if probability > 0}

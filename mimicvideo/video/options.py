@@ -32,7 +32,7 @@ def check_backbone_options(
     check_checkpointing(gradient_checkpointing)
 
 
-def check_finetune_options(observed: dict[int, float] | None, prompt_dropout: float, seed: int) -> None:
+def check_finetune_options(observed: dict[int, float] | None, prompt_dropout: float, loss_scale: float, seed: int) -> None:
     """Raises ValueError for arguments of `VideoFinetune`, whose names these are, that are out of range."""
     if observed is not None and (
         not observed or min(observed) < 1 or min(observed.values()) < 0 or not abs(sum(observed.values()) - 1) <= 1e-6
@@ -40,6 +40,8 @@ def check_finetune_options(observed: dict[int, float] | None, prompt_dropout: fl
         raise ValueError(f"observed must give numbers of latent frames >= 1 probabilities that sum to 1, got {observed}")
     if not 0 <= prompt_dropout <= 1:
         raise ValueError(f"prompt_dropout must lie in [0, 1], got {prompt_dropout}")
+    if not 0 < loss_scale < math.inf:
+        raise ValueError(f"loss_scale must be a positive number, got {loss_scale}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
 

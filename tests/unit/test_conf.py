@@ -21,7 +21,7 @@ MIXTURES = [f"data/oxe_{mixture}" for mixture in ("rtx", "magic_soup", "magic_so
 AROUND |= dict.fromkeys(MIXTURES, VIDEO)
 MAY_HAVE_DEFAULTS = {"experiment", "ablation", "sweep", "trainer", "hydra/launcher", "."}
 # It takes several blocks, of which the experiment around it has one; and sources, where that has a root.
-ALSO = {"context/mix": ["--model.block=[2,4]"]} | dict.fromkeys(MIXTURES, ["--data.root=null"])
+ALSO = {"context/mix": ["--model.block=[2,4]"]} | {mixture: ["--data.root=null"] for mixture in MIXTURES}
 REQUIRED = {"demos": ["--root=x"], "rollout": ["--policy=x"]}
 
 

@@ -63,6 +63,8 @@ def accepted(*flags: str) -> None:
         ([VIDEO, "--model.observed={1: 0.5, 2: 0.6}"], r"model\.init_args: observed must give .* sum to 1"),
         ([VIDEO, "--model.observed={1: 0.5, 3: 0.5}"], r"model\.init_args: .* up to 3 latent frames clean, but clips have only 3"),
         ([VIDEO, "--model.prompt_dropout=1.5"], r"model\.init_args: prompt_dropout must lie in"),
+        ([VIDEO, "--model.loss_scale=-1"], r"model\.init_args: loss_scale must be a positive number, got -1"),
+        ([ACTION, "--model.loss_scale=0"], r"model\.init_args: loss_scale must be a positive number, got 0"),
         ([VIDEO, "--data.batch_size=0"], r"data\.init_args: batch_size must be at least 1, got 0"),
         ([ACTION, "--data.hold_dims=[9]"], r"data\.init_args: hold_dims must lie in \[0, 3\]"),
         ([BRIDGE, "--data.validation_fraction=2"], r"data\.init_args: validation_fraction must lie in"),
@@ -90,6 +92,27 @@ def test_numbers_that_a_part_does_not_take_are_refused_by_key(flags: list[str], 
 )
 def test_what_fits_is_accepted(flags: list[str]) -> None:
     accepted(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("devices=0", r"trainer\.devices must be at least 1, got 0"),
+        ("max_steps=-5", r"trainer\.max_steps must be at least 0, got -5"),
+        ("accumulate_grad_batches=0", r"trainer\.accumulate_grad_batches must be at least 1"),
+        ("gradient_clip_val=-1", r"trainer\.gradient_clip_val must be at least 0"),
+        ("strategy=dpp", r"trainer\.strategy: there is no 'dpp': did you mean 'ddp'\?"),
+        ("strategy=fsdp", r"trainer\.strategy=fsdp, .* use --config conf/trainer/fsdp\.yaml"),
+    ],
+)
+def test_a_trainer_that_lightning_would_refuse_after_the_model_is_loaded(flag: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        accepted(VIDEO, f"--trainer.{flag}")
+
+
+@pytest.mark.parametrize("flag", ["devices=-1", "devices=auto", "devices=[0,1]", "max_steps=-1", "gradient_clip_val=null", "strategy=ddp"])
+def test_every_other_trainer_is_lightnings_matter(flag: str) -> None:
+    accepted(VIDEO, f"--trainer.{flag}")
 
 
 def test_a_sweep_is_refused_before_its_first_job(capsys: pytest.CaptureFixture[str]) -> None:
