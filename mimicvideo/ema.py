@@ -17,6 +17,12 @@ class AverageState(TypedDict):
     average: dict[str, Tensor]
 
 
+def check_decay(ema_decay: float | None) -> None:
+    """Raises ValueError for a decay outside [0, 1); None is none."""
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
+
+
 class WeightAverage:
     """average <- d average + (1 - d) weights after every optimizer step, over the weights that train and nothing else.
 
@@ -32,8 +38,7 @@ class WeightAverage:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {decay}")
+        check_decay(decay)
         self.decay = decay
         self.updates = 0
         self._module = module

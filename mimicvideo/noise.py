@@ -127,6 +127,14 @@ def check_tau(tau: float, name: str = "tau") -> float:
     return float(tau)
 
 
+def check_validation_taus(taus: Sequence[float]) -> list[float]:
+    """Levels that metrics are named after, as numbers; raises ValueError for one outside [0, 1] or two of the same name."""
+    levels = [check_tau(tau, "validation_taus") for tau in taus]
+    if len({f"{tau:.2f}" for tau in levels}) < len(levels):
+        raise ValueError(f"validation_taus must differ in their first two decimals, which name the metrics, got {list(taus)}")
+    return levels
+
+
 def karras_sigmas(steps: int = 35, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0) -> Float[Tensor, " steps_plus_1"]:
     """The grid of Karras et al., from noise to clean; defaults are Predict2's (`rectified_flow_scheduler.py`), Predict2.5's is 200 to 0.01.
 

@@ -21,10 +21,11 @@ from mimicvideo.action.contract import check_contract, check_observation, check_
 from mimicvideo.action.decoder import DecoderFactory, DecoderShape, PreparedContext
 from mimicvideo.action.flow_times import FlowTimes, check_flow_times
 from mimicvideo.action.future import Future
+from mimicvideo.action.options import check_policy_options
 from mimicvideo.action.validation import errors
 from mimicvideo.ema import WeightAverage
 from mimicvideo.execution import sent
-from mimicvideo.noise import Generators, NoiseLevels, check_tau, gaussian, joined, standard_normal
+from mimicvideo.noise import Generators, NoiseLevels, check_validation_taus, gaussian, joined, standard_normal
 from mimicvideo.normalize import Normalization, normalizer_pair
 from mimicvideo.types import Demonstration, Observation
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
@@ -107,22 +108,14 @@ class ActionPolicy(LightningModule):
             self.save_hyperparameters()
         self.blocks = check_blocks(block, backbone.num_blocks)
         check_flow_times(flow_times, video_noise, future)
-        for name, value in {"num_steps": num_steps, "draws": draws}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
-        if context_control not in ("none", "zero", "shuffle"):
-            raise ValueError(f"context_control must be none, zero or shuffle, got {context_control!r}")
+        check_policy_options(num_steps, draws, loss_scale, context_control, seed)
         self.backbone, self.future = backbone, future
         self.video_noise, self.action_noise, self.flow_times = video_noise, action_noise, flow_times
         self.num_steps, self.draws, self.loss_scale, self.seed = num_steps, draws, loss_scale, seed
         self.action_dim, self.proprio_dim, self.horizon = action_dim, proprio_dim, horizon
         self.context_control: Control = context_control
         self.latent_cache, self.compile_decoder = latent_cache, compile_decoder
-        self.validation_taus = [check_tau(tau, "validation_taus") for tau in validation_taus]
-        if len({f"{tau:.2f}" for tau in self.validation_taus}) < len(self.validation_taus):
-            raise ValueError(f"validation_taus must differ in their first two decimals, which name the metrics, got {validation_taus}")
+        self.validation_taus = check_validation_taus(validation_taus)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.contract: dict[str, Any] = {}
 

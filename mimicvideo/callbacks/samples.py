@@ -47,7 +47,7 @@ class VideoSamples(Callback):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.samples, self.steps, self.every, self.observed, self.fps = samples, steps, every, observed, fps
-        self._guided = {"guidance": guidance} if guidance else {}
+        self.guidance, self._guided = guidance, {"guidance": guidance} if guidance else {}
         self._validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -67,6 +67,10 @@ class VideoSamples(Callback):
         first: Clip = {key: value[: self.samples] for key, value in batch.items()}  # type: ignore[index, assignment]
         real, generated = (video.cpu().numpy() for video in module.sample_videos(first, self.steps, self.observed, **self._guided))
         given = 1 + 4 * (self.observed - 1)
+        if real.shape[1] <= given:
+            raise ValueError(
+                f"VideoSamples.observed is {self.observed}, which gives {given} frames, but clips have only {real.shape[1]}: lower it"
+            )
         psnr = [peak_signal_to_noise(one[given:], other[given:]) for one, other in zip(real, generated, strict=True)]
         pl_module.log("val/sample_psnr", float(np.mean(psnr)), batch_size=len(psnr), sync_dist=True)
         if trainer.is_global_zero:
@@ -82,7 +86,8 @@ class VideoSamples(Callback):
             write_mp4(folder / f"sample_{index}.mp4", np.concatenate([one, other], axis=2), self.fps)
         image = strip(rows)
         write_png(folder / "strip.png", image)
-        record = {"step": step, "prompts": prompts, "psnr": psnr, "denoising_steps": self.steps, "observed_latents": self.observed}
+        record = {"step": step, "prompts": prompts, "psnr": psnr}
+        record |= {"denoising_steps": self.steps, "observed_latents": self.observed, "guidance": self.guidance}
         (folder / "samples.json").write_text(json.dumps(record, indent=2))
         for logger in trainer.loggers:
             _log_image(logger, image, step)

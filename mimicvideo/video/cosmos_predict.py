@@ -19,9 +19,10 @@ from mimicvideo.video import pretrained as weights
 from mimicvideo.video import wan
 from mimicvideo.video.adaptation import Adaptation, Frozen, Full, fuse, injected_config
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
-from mimicvideo.video.checkpointing import Checkpointing, check_checkpointing, diffusers_runner
+from mimicvideo.video.checkpointing import Checkpointing, diffusers_runner
 from mimicvideo.video.fast_transformer import FastTransformer
 from mimicvideo.video.inputs import check_clip_size, check_condition, check_levels, check_pixels
+from mimicvideo.video.options import check_backbone_options
 from mimicvideo.video.padding_mask import provide_resize
 from mimicvideo.video.prompts import PromptEncoder
 from mimicvideo.video.reason_prompts import prompt_encoder, reduce_once
@@ -56,6 +57,10 @@ class CosmosPredict(VideoBackbone):
             every n-th block.
         compile: `torch.compile` the transformer's blocks: slow at first, then about three times as fast on a GPU (tiny model).
         execution: Run the same function faster; see `mimicvideo.execution.Execution`. None is diffusers' own forward pass.
+
+    Raises:
+        ValueError: If an argument is out of range, before anything is read, or the model's parts do not fit each other.
+        FileNotFoundError: If there is no such model.
     """
 
     def __init__(
@@ -74,13 +79,7 @@ class CosmosPredict(VideoBackbone):
         execution: Execution | None = None,
     ) -> None:
         super().__init__()
-        if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
-        if initial not in ("pretrained", "random"):
-            raise ValueError(f"initial must be pretrained or random, got {initial!r}")
-        if compile and execution is not None:
-            raise ValueError("compile is for diffusers' own forward pass: set compile to false and use execution.compile")
-        check_checkpointing(gradient_checkpointing)
+        check_backbone_options(dtype, initial, prompt_tokens, conditional_sigma, gradient_checkpointing, compile, execution)
         self.folder = weights.resolve(pretrained, revision)
         self.adaptation, self.initial, self.dtype = adaptation, initial, getattr(torch, dtype)
         self.conditional_tau = None if conditional_sigma is None else conditional_sigma / (1 + conditional_sigma)

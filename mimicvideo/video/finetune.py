@@ -17,9 +17,10 @@ from torch.distributed.fsdp import FSDPModule
 from mimicvideo import flow, ranks
 from mimicvideo.ema import WeightAverage
 from mimicvideo.execution import sent
-from mimicvideo.noise import Generators, NoiseLevels, check_tau, joined, standard_normal
+from mimicvideo.noise import Generators, NoiseLevels, check_validation_taus, joined, standard_normal
 from mimicvideo.types import Clip
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
+from mimicvideo.video.options import check_finetune_options, check_observed
 
 KIND = "VideoFinetune"
 KEY = "mimicvideo"  # where a checkpoint of ours keeps what Lightning does not know
@@ -71,19 +72,12 @@ class VideoFinetune(LightningModule):
         super().__init__()
         if _given_hyperparameters.get() is not None:  # built from a configuration: literals. Built by hand, they would be modules.
             self.save_hyperparameters()
+        check_finetune_options(observed, prompt_dropout, loss_scale, seed)
         observed = {1: 0.5, 2: 0.5} if observed is None else observed
-        if not observed or min(observed) < 1 or min(observed.values()) < 0 or abs(sum(observed.values()) - 1) > 1e-6:
-            raise ValueError(f"observed must give numbers of latent frames >= 1 probabilities that sum to 1, got {observed}")
-        if not 0 <= prompt_dropout <= 1:
-            raise ValueError(f"prompt_dropout must lie in [0, 1], got {prompt_dropout}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
         self.backbone, self.noise, self.prompt_dropout = backbone.train(), noise, prompt_dropout
         self.observed = {count: probability for count, probability in observed.items() if probability > 0}
         self.loss_scale, self.latent_cache, self.seed = loss_scale, latent_cache, seed
-        self.validation_taus = [check_tau(tau, "validation_taus") for tau in validation_taus]
-        if len({f"{tau:.2f}" for tau in self.validation_taus}) < len(self.validation_taus):
-            raise ValueError(f"validation_taus must differ in their first two decimals, which name the metrics, got {validation_taus}")
+        self.validation_taus = check_validation_taus(validation_taus)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.average = None if ema_decay is None else WeightAverage(backbone, ema_decay)
 
@@ -116,11 +110,7 @@ class VideoFinetune(LightningModule):
             latents = self.backbone.encode_video(batch["video"])
         else:
             raise ValueError(f"the batch has neither latents nor video, only {', '.join(batch)}")
-        if latents.shape[2] <= max(self.observed):
-            raise ValueError(
-                f"observed={self.observed} keeps up to {max(self.observed)} latent frames clean, but clips have only {latents.shape[2]}: "
-                f"at least one must be left to predict. Lengthen the clips or lower observed"
-            )
+        check_observed(self.observed, latents.shape[2])
         return latents
 
     # ---- the flow -------------------------------------------------------------------------------------------------------------

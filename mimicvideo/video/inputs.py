@@ -35,11 +35,15 @@ def check_levels(tau: Tensor, batch: int) -> None:
 
 
 def check_condition(condition: VideoCondition, noisy: Tensor) -> None:
-    """Raises ValueError unless the observed latents fit the noisy ones."""
+    """Raises ValueError unless the observed latents fit the noisy ones, and there is a prompt for each: others would be broadcast."""
     batch, z_channels, z_frames, z_height, z_width = noisy.shape
     observed = condition.observed
     if observed.shape != (batch, z_channels, observed.shape[2], z_height, z_width) or not 1 <= observed.shape[2] <= z_frames:
         raise ValueError(f"observed latents {tuple(observed.shape)} do not fit noisy latents {tuple(noisy.shape)}")
+    if condition.prompt.ndim != 3 or len(condition.prompt) != batch:
+        raise ValueError(
+            f"prompt must have shape ({batch}, prompt_tokens, prompt_dim), one for each sample, got {tuple(condition.prompt.shape)}"
+        )
     count = condition.num_observed
     if count is not None and not count.is_cuda and not bool(((count >= 1) & (count <= observed.shape[2])).all()):
         raise ValueError(f"num_observed must lie in 1 ... {observed.shape[2]}, the number of observed latents, got {count.tolist()}")

@@ -17,9 +17,11 @@ FILES = sorted(CONF.rglob("*.yaml"))
 # Which files of a group need an experiment around them to be a whole configuration.
 VIDEO, ACTION = "quickstart_video", "quickstart_action"
 AROUND = {"model/video_finetune": VIDEO, "adaptation": VIDEO, "data/clips": VIDEO, "model/autoencoder": "cosmos_tiny_vae"}
-AROUND |= {f"data/oxe_{mixture}": VIDEO for mixture in ("rtx", "magic_soup", "magic_soup_plus", "bridge_rt_1")}
+MIXTURES = [f"data/oxe_{mixture}" for mixture in ("rtx", "magic_soup", "magic_soup_plus", "bridge_rt_1")]
+AROUND |= dict.fromkeys(MIXTURES, VIDEO)
 MAY_HAVE_DEFAULTS = {"experiment", "ablation", "sweep", "trainer", "hydra/launcher", "."}
-BLOCKS = {"context/mix": ["--model.block=[2,4]"]}  # it takes several, the experiment around it has one
+# It takes several blocks, of which the experiment around it has one; and sources, where that has a root.
+ALSO = {"context/mix": ["--model.block=[2,4]"]} | {mixture: ["--data.root=null"] for mixture in MIXTURES}
 REQUIRED = {"demos": ["--root=x"], "rollout": ["--policy=x"]}
 
 
@@ -116,7 +118,7 @@ def test_an_ablation_differs_in_one_thing_from_the_experiment_it_names(file: Pat
 )
 def test_members_of_a_group_fit_into_an_experiment(file: Path) -> None:
     experiment = AROUND.get(name(file), AROUND.get(group(file), ACTION))
-    checked("fit", f"--config={CONF}/experiment/{experiment}.yaml", f"--config={file}", *BLOCKS.get(name(file), []))
+    checked("fit", f"--config={CONF}/experiment/{experiment}.yaml", f"--config={file}", *ALSO.get(name(file), []))
 
 
 @pytest.mark.parametrize("file", in_groups("benchmark"))

@@ -9,6 +9,7 @@ from mimicvideo.messages import ConfigError
 
 VIDEO, ACTION = (f"--config={CONF}/experiment/quickstart_{stage}.yaml" for stage in ("video", "action"))
 LIBERO = f"--config={CONF}/experiment/libero_goal_action.yaml"
+BRIDGE = f"--config={CONF}/experiment/bridge_video.yaml"  # of several datasets
 
 
 def accepted(*flags: str) -> None:
@@ -35,6 +36,38 @@ def accepted(*flags: str) -> None:
         ([ACTION, "--data.observed=3", "--data.future=6"], r"data\.init_args: observed must be 1 \+ 4m"),
         ([VIDEO, "--data.height=50"], r"data\.init_args: give both height and width"),
         ([LIBERO, "--data.height=470"], r"data\.init_args: height 470 is not a multiple of 16 pixels; nearest are 464 and 480"),
+        # What constructors of models and data say of their own numbers, before a video model is loaded for them.
+        ([ACTION, "--model.num_steps=0"], r"model\.init_args: num_steps must be at least 1, got 0"),
+        ([ACTION, "--model.draws=0"], r"model\.init_args: draws must be at least 1"),
+        ([ACTION, "--model.validation_taus=[1.5]"], r"model\.init_args: validation_taus must lie in \[0, 1\]"),
+        (
+            [ACTION, "--model.normalization={actions: [variance]}"],
+            r"model\.init_args: give one normalisation mode or one for each of the 4",
+        ),
+        ([ACTION, "--model.ema_decay=2"], r"model\.init_args: ema_decay must lie in \[0, 1\), got 2"),
+        ([ACTION, "--model.optimizer.lr=-1"], r"model\.init_args\.optimizer: Invalid learning rate: -1"),
+        ([ACTION, "--model.scheduler.warmup=2000"], r"model\.init_args\.scheduler: steps \(1000\), .* must exceed warmup \(2000\)"),
+        ([ACTION, f"--config={CONF}/acting/fast.yaml", "--model.acting.scale=3"], r"model\.init_args: acting\.scale must lie in"),
+        ([ACTION, f"--config={CONF}/acting/realtime.yaml", "--model.acting.future_latents=3"], r"have only 2 of them"),
+        (
+            [ACTION, "--model.backbone.conditional_sigma=-1"],
+            r"backbone\.init_args: conditional_sigma must be a finite number of at least 0",
+        ),
+        ([ACTION, "--model.backbone.prompt_tokens=0"], r"backbone\.init_args: prompt_tokens must be at least 1"),
+        ([ACTION, "--model.backbone.gradient_checkpointing=-2"], r"backbone\.init_args: gradient_checkpointing must be"),
+        (
+            [ACTION, f"--config={CONF}/execution/fast.yaml", "--model.backbone.compile=true"],
+            r"backbone\.init_args: compile is for diffusers'",
+        ),
+        ([VIDEO, "--model.backbone.adaptation.targets=[to_qq]"], r"backbone\.init_args\.adaptation: LoRA target 'to_qq' matches no"),
+        ([VIDEO, "--model.observed={1: 0.5, 2: 0.6}"], r"model\.init_args: observed must give .* sum to 1"),
+        ([VIDEO, "--model.observed={1: 0.5, 3: 0.5}"], r"model\.init_args: .* up to 3 latent frames clean, but clips have only 3"),
+        ([VIDEO, "--model.prompt_dropout=1.5"], r"model\.init_args: prompt_dropout must lie in"),
+        ([VIDEO, "--model.loss_scale=-1"], r"model\.init_args: loss_scale must be a positive number, got -1"),
+        ([ACTION, "--model.loss_scale=0"], r"model\.init_args: loss_scale must be a positive number, got 0"),
+        ([VIDEO, "--data.batch_size=0"], r"data\.init_args: batch_size must be at least 1, got 0"),
+        ([ACTION, "--data.hold_dims=[9]"], r"data\.init_args: hold_dims must lie in \[0, 3\]"),
+        ([BRIDGE, "--data.validation_fraction=2"], r"data\.init_args: validation_fraction must lie in"),
     ],
 )
 def test_numbers_that_a_part_does_not_take_are_refused_by_key(flags: list[str], message: str) -> None:
@@ -51,10 +84,35 @@ def test_numbers_that_a_part_does_not_take_are_refused_by_key(flags: list[str], 
         [ACTION, f"--config={CONF}/decoder/joint_tiny.yaml", "--model.block=[1,3,5,7]"],
         [ACTION, "--model.backbone.pretrained=somebody/their-model", "--model.block=90"],  # how many blocks it has is not known
         [VIDEO, "--data.height=64", "--data.width=32"],
+        [VIDEO, "--model.backbone.pretrained=somebody/their-model", f"--config={CONF}/adaptation/scratch.yaml"],
+        [VIDEO, "--model.observed={1: 1.0, 3: 0.0}"],  # what never happens is no reason to refuse
+        [VIDEO, "--data.root=null", "--data.sources={a: there, b: {root: elsewhere, weight: 2, spec: {format: zarr}}}"],
+        [BRIDGE, "--model.scheduler=torch.optim.lr_scheduler.ConstantLR"],
     ],
 )
 def test_what_fits_is_accepted(flags: list[str]) -> None:
     accepted(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("devices=0", r"trainer\.devices must be at least 1, got 0"),
+        ("max_steps=-5", r"trainer\.max_steps must be at least 0, got -5"),
+        ("accumulate_grad_batches=0", r"trainer\.accumulate_grad_batches must be at least 1"),
+        ("gradient_clip_val=-1", r"trainer\.gradient_clip_val must be at least 0"),
+        ("strategy=dpp", r"trainer\.strategy: there is no 'dpp': did you mean 'ddp'\?"),
+        ("strategy=fsdp", r"trainer\.strategy=fsdp, .* use --config conf/trainer/fsdp\.yaml"),
+    ],
+)
+def test_a_trainer_that_lightning_would_refuse_after_the_model_is_loaded(flag: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        accepted(VIDEO, f"--trainer.{flag}")
+
+
+@pytest.mark.parametrize("flag", ["devices=-1", "devices=auto", "devices=[0,1]", "max_steps=-1", "gradient_clip_val=null", "strategy=ddp"])
+def test_every_other_trainer_is_lightnings_matter(flag: str) -> None:
+    accepted(VIDEO, f"--trainer.{flag}")
 
 
 def test_a_sweep_is_refused_before_its_first_job(capsys: pytest.CaptureFixture[str]) -> None:

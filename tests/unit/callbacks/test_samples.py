@@ -112,3 +112,9 @@ def test_guidance_is_handed_on_where_it_is_wanted(tmp_path: Path, guidance: floa
     module = Generator()
     fit(tmp_path, VideoSamples(samples=1, guidance=guidance), module, steps=1)
     assert module.guided == [expected]
+    assert json.loads((tmp_path / "samples/step_000001/samples.json").read_text())["guidance"] == guidance
+
+
+def test_clips_of_which_nothing_is_left_to_generate_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"observed is 3, which gives 9 frames, but clips have only 9"):
+        fit(tmp_path, VideoSamples(observed=3), Generator(), steps=1)

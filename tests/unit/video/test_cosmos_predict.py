@@ -230,6 +230,15 @@ def test_several_levels_and_blocks_of_one_call_are_those_of_separate_calls(froze
     assert not torch.allclose(together[2][0], together[2][2], atol=1e-2)
 
 
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_a_prompt_too_few_or_too_many_is_refused(frozen, inputs, prompts: int) -> None:
+    """Broadcasting would make hidden states of another batch size of it."""
+    sample = inputs(frozen)
+    object.__setattr__(sample.condition, "prompt", sample.condition.prompt[:1].expand(prompts, -1, -1))  # shapes are checked in tests
+    with pytest.raises(ValueError, match=r"prompt must have shape \(2, prompt_tokens, prompt_dim\), one for each sample"):
+        frozen.hidden_states(sample.noise, torch.full((2,), 0.5), sample.condition, [0])
+
+
 @pytest.mark.parametrize("guidance", [7.0, -0.5])
 def test_guidance_is_the_official_sum_of_estimates_of_the_clean_sample(frozen, inputs, guidance: float) -> None:
     """x_0 = c + g (c - u), then an Euler step to the next level, which leads to (1 - t'/t) x_0 + t'/t x."""
