@@ -68,7 +68,7 @@ def expected_memory(config: Mapping[str, Any]) -> Expected | None:
     stage = _stage_2 if "decoder" in model else _stage_1
     video = backbone["init_args"]
     counted = stage(model, video, (config.get("data") or {}).get("init_args") or {}, config["trainer"])
-    alone = _sharing(config["trainer"])[1] and takes_all(config["trainer"])
+    alone = sharing(config["trainer"])[1] and takes_all(config["trainer"])
     return replace(counted, faster=video.get("execution") is not None, alone=alone)
 
 
@@ -77,7 +77,7 @@ def _stage_1(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
 
     precision, adaptation = _precision(backbone, trainer), instantiate_class((), backbone["adaptation"])
     weights = transformer_weights(backbone["pretrained"], adaptation, precision)
-    devices, sharded = _sharing(trainer)
+    devices, sharded = sharing(trainer)
     share = devices if sharded else 1
     trained = weights.trained // share
     rows = {
@@ -87,7 +87,7 @@ def _stage_1(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
         "average": _average(model, trained, precision.trained),
         "DDP buckets": trained if _is_ddp(trainer) else 0,
         "FP8 copies": _fp8_copies(backbone, training=True),
-        "merged weights": merged_weights(backbone["pretrained"], adaptation, precision) if _execution(backbone).get("merge_lora") else 0,
+        "merged weights": merged_weights(backbone["pretrained"], adaptation, precision) if execution_of(backbone).get("merge_lora") else 0,
         # While a block computes, it and the next are whole, and so is what is in no block.
         "unsharded": (2 * weights.block + weights.rest) if sharded else 0,
     }
@@ -108,7 +108,7 @@ def _stage_2(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
     from mimicvideo.video.footprint import reading_activations, transformer_weights, vae_memory
     from mimicvideo.video.sizes import transformer_config
 
-    if _sharing(trainer)[1]:
+    if sharing(trainer)[1]:
         raise ConfigError("stage 2 cannot be sharded: use --config conf/trainer/ddp.yaml (in a sweep: trainer=ddp)")
     precision = _precision(backbone, trainer)
     video = transformer_config(backbone["pretrained"])
@@ -181,14 +181,15 @@ def _fp8_copies(backbone: Mapping[str, Any], training: bool) -> int:
     """Of the blocks' products, a byte a weight; two for a model that trains, if it does that in FP8, whose gradients take another copy."""
     from mimicvideo.video.sizes import transformer_config
 
-    execution = _execution(backbone)
+    execution = execution_of(backbone)
     copies = 2 * bool(execution.get("fp8_training")) if training else int(execution.get("fp8") is not None)
     config = transformer_config(backbone["pretrained"])
     width = config["num_attention_heads"] * config["attention_head_dim"]
     return int(copies * config["num_layers"] * width**2 * (6 + 2 * config["mlp_ratio"]))
 
 
-def _execution(backbone: Mapping[str, Any]) -> Mapping[str, Any]:
+def execution_of(backbone: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a video model's faster execution; none if it runs in the plain way."""
     execution = backbone.get("execution") or {}
     return execution.get("init_args", execution)
 
@@ -199,7 +200,7 @@ def _strategy(trainer: Mapping[str, Any]) -> str:
 
 
 def _is_ddp(trainer: Mapping[str, Any]) -> bool:
-    return _strategy(trainer).startswith("ddp") or (_strategy(trainer) == "auto" and _sharing(trainer)[0] > 1)
+    return _strategy(trainer).startswith("ddp") or (_strategy(trainer) == "auto" and sharing(trainer)[0] > 1)
 
 
 def takes_all(trainer: Mapping[str, Any]) -> bool:
@@ -207,7 +208,7 @@ def takes_all(trainer: Mapping[str, Any]) -> bool:
     return str(trainer.get("devices", 1)) in ("-1", "auto")
 
 
-def _sharing(trainer: Mapping[str, Any]) -> tuple[int, bool]:
+def sharing(trainer: Mapping[str, Any]) -> tuple[int, bool]:
     """How many devices train, and whether they divide the weights among themselves."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, list):
@@ -321,8 +322,8 @@ def _advice(config: Mapping[str, Any], expected: Expected, available: float) -> 
         "--model.backbone.dtype=bfloat16": backbone.get("dtype") != "bfloat16" and not full,
         "--trainer.precision=bf16-mixed": _autocast(trainer) is None and backbone.get("dtype") != "bfloat16",
         "--config conf/adaptation/lora_adaln.yaml": stage_1 and full,
-        "--config conf/trainer/gpu.yaml (one GPU needs no DDP)": _is_ddp(trainer) and _sharing(trainer)[0] == 1 and not takes_all(trainer),
-        "--config conf/trainer/fsdp.yaml on several GPUs": stage_1 and not _sharing(trainer)[1],
+        "--config conf/trainer/gpu.yaml (one GPU needs no DDP)": _is_ddp(trainer) and sharing(trainer)[0] == 1 and not takes_all(trainer),
+        "--config conf/trainer/fsdp.yaml on several GPUs": stage_1 and not sharing(trainer)[1],
         "--model.ema_decay=null": model.get("ema_decay") is not None,
         "fewer pixels or frames (--data.height, --data.width, --data.future)": True,
     }

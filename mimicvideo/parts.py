@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.strategies import StrategyRegistry
 
-from mimicvideo.memory import BACKBONE, factory
+from mimicvideo.memory import BACKBONE, execution_of, factory, sharing
 from mimicvideo.messages import ConfigError, nearest
 
 SMALL = ("noise", "video_noise", "action_noise", "future")  # arguments of a model that are built at once and hold no weights
@@ -40,6 +40,7 @@ def check_parts(config: Mapping[str, Any]) -> None:
         _check_policy(arguments, sizes, built)
     if model["class_path"] == FINETUNE:
         _check_finetune(arguments, sizes)
+        _check_execution(arguments, config.get("trainer") or {})
     _check_training(arguments)
     video = arguments.get("backbone") or {}
     if video.get("class_path") == BACKBONE:
@@ -109,6 +110,21 @@ def _check_finetune(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         _asked(check_finetune_options, model)
         if model["observed"] is not None and {"observed", "future"} <= data.keys():
             check_observed(model["observed"], _z_frames(data["observed"] + data["future"]))
+
+
+def _check_execution(model: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    from mimicvideo.video.options import check_execution
+
+    video = model.get("backbone") or {}
+    execution = execution_of(video.get("init_args") or {})
+    if video.get("class_path") != BACKBONE or not execution:
+        return
+    with _named("model.init_args.backbone.init_args"):
+        if _ours(video["init_args"].get("adaptation")):
+            check_execution(_built("backbone.init_args.adaptation", video["init_args"]["adaptation"]), execution)
+        for option in ("merge_lora", "fp8_training"):
+            if execution.get(option) and sharing(trainer)[1]:
+                raise ValueError(f"execution.{option} needs whole weights, but conf/trainer/fsdp.yaml divides them: take ddp.yaml")
 
 
 def _check_training(model: Mapping[str, Any]) -> None:

@@ -28,9 +28,9 @@ trap "kill $!" EXIT
 
 row 180 "$out" hidden_states --calls 100 --seconds 20 --reference-calls 5 --profile
 row 240 "$out" chunk --ways 3 --calls 100 --seconds 20 --reference-calls 5 --profile
-row 280 "$out" lora_step --ways 3 --reference-calls 3 --seconds 60 --profile
+row 350 "$out" lora_step --ways 5 --calls 16 --reference-calls 3 --seconds 60 --profile
 row 150 "$out" realtime --ways 5 --calls 200 --seconds 40 --reference-calls 5 --profile
-row 260 "$out" decoder_training --ways 2 --reference-calls 8 --seconds 40 --curve-seconds 30
+row 300 "$out" decoder_training --ways 2 --calls 10 --reference-calls 3 --seconds 40 --curve-seconds 26
 row 260 "$out/thousand_calls" chunk --calls 1000 --reference-calls 3
 row 120 "$out/thousand_calls" realtime --ways 2 --calls 1000 --reference-calls 3
 row 230 "$out/thousand_calls" hidden_states --calls 1000 --reference-calls 3

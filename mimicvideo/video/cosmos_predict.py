@@ -22,7 +22,7 @@ from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 from mimicvideo.video.checkpointing import Checkpointing, diffusers_runner
 from mimicvideo.video.fast_transformer import FastTransformer
 from mimicvideo.video.inputs import check_clip_size, check_condition, check_levels, check_pixels
-from mimicvideo.video.options import check_backbone_options
+from mimicvideo.video.options import check_backbone_options, check_execution
 from mimicvideo.video.padding_mask import provide_resize
 from mimicvideo.video.prompts import PromptEncoder
 from mimicvideo.video.reason_prompts import prompt_encoder, reduce_once
@@ -116,8 +116,10 @@ class CosmosPredict(VideoBackbone):
         """Runs the transformer so from now on; None is diffusers' own forward pass.
 
         Raises:
-            ValueError: If the transformer has parts that a faster execution does not cover.
+            ValueError: If the transformer has parts that a faster execution does not cover, or the adaptation cannot train with it.
         """
+        if execution is not None:
+            check_execution(self.adaptation, vars(execution))
         self._fast = None if execution is None else FastTransformer(self.transformer, execution, self.checkpointing)
         self._encode = partial(wan.encode_moments, self.vae) if execution is None else wan.FastEncoder(self.vae, execution)
 

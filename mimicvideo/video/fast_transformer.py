@@ -191,8 +191,6 @@ class FastTransformer:
         if self._fp8 is None or self._fp8[0] != key:
             with lasting():
                 twin = fp8_products.with_fp8_products(blocks, self.execution.fp8, _EXACT, differentiable=training)
-            if twin is blocks:
-                raise RuntimeError("execution.fp8_training multiplies by frozen weights in FP8, but all weights train: set it to false")
             self._fp8 = key, cast(nn.ModuleList, twin)
         return self._fp8[1]
 
@@ -282,9 +280,9 @@ def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, kernels
 
 
 def _text_attention(attention: Any, x: Tensor, text: Tensor) -> Tensor:
-    # Kernels share out heads and keys in the backward pass, too few for a large GPU: as two samples, the queries fill it.
+    # The backward pass's kernels share out heads and keys, too few for a large GPU: as two samples, the queries fill it.
     tokens = x.shape[1] * x.shape[2]
-    parts = 2 - tokens % 2
+    parts = 2 if torch.is_grad_enabled() and tokens % 2 == 0 else 1
     q = attention.to_q(x.reshape(parts * x.shape[0], tokens // parts, x.shape[3]))
     keys, values = text.repeat_interleave(parts, dim=1).unbind()
     return _projected(attention, attend(attention.norm_q(q.unflatten(2, (attention.heads, -1))), keys, values)).view_as(x)

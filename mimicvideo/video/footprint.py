@@ -96,7 +96,7 @@ def merged_weights(pretrained: str, adaptation: Adaptation, precision: Precision
 
     def count(blocks: int) -> int:
         layers = _transformer(pretrained, adaptation, precision, blocks).transformer_blocks.modules()
-        return sum(weight.numel() for layer in layers if isinstance(layer, LoraLayer) for weight in layer.parameters())
+        return sum(weight.numel() for layer in layers if isinstance(layer, LoraLayer) for weight in nn.Module.parameters(layer))  # pyright: ignore[reportArgumentType]
 
     few, more = _two(adaptation, config)
     start = count(few)

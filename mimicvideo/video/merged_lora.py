@@ -39,18 +39,13 @@ class MergedLora(nn.Module):
     Args:
         layer: PEFT's, whose weights stay what trains.
         dtype: In which it multiplies.
-        name: For messages.
 
     Raises:
-        ValueError: If the layer has dropout, which the sum of the weights cannot have, or the dtype is fp16.
+        ValueError: If the dtype is fp16.
     """
 
-    def __init__(self, layer: LoraLayer, dtype: torch.dtype, name: str) -> None:
+    def __init__(self, layer: LoraLayer, dtype: torch.dtype) -> None:
         super().__init__()
-        if not isinstance(layer.lora_dropout["default"], nn.Identity):
-            raise ValueError(
-                f"execution.merge_lora: {name} has a LoRA dropout; set adaptation.init_args.dropout to 0, or merge_lora to false"
-            )
         if dtype == torch.float16:
             raise ValueError("execution.merge_lora is for bf16 and wider numbers, not for fp16: set it to false")
         base: Any = layer.get_base_layer()
@@ -106,19 +101,21 @@ class MergedBlocks:
         """The twin for products in `dtype`, with the present weights.
 
         Raises:
-            RuntimeError: If there is no LoRA layer.
             ValueError: See `MergedLora`.
         """
         version = fingerprint(self._weights())
         with lasting():
             if self._twin is None or self._place != (dtype, places(version)):
-                self._twin, self._place, self._version = self._made(dtype), (dtype, places(version)), ()
+                self._twin = with_parts(self._blocks, lambda _, part: MergedLora(part, dtype) if isinstance(part, LoraLayer) else part)
+                self._place, self._version = (dtype, places(version)), ()
             if self._version != version:
                 self._update([part for part in self._twin.modules() if isinstance(part, MergedLora)])
         self._version = version
         return self._twin
 
     def _update(self, layers: list[MergedLora]) -> None:
+        if not layers:
+            return
         copies = [copy for layer in layers for copy in (layer.low_down, layer.low_up)]
         torch._foreach_copy_(copies, [weight for layer in layers for weight in (layer.down.weight, layer.up.weight)])  # one launch for all
         for layer in layers:
@@ -127,12 +124,3 @@ class MergedBlocks:
     def clear(self) -> None:
         """Frees the twin."""
         self._twin = None
-
-    def _made(self, dtype: torch.dtype) -> nn.Module:
-        def merged(name: str, part: nn.Module) -> nn.Module:
-            return MergedLora(part, dtype, f"block{name}") if isinstance(part, LoraLayer) else part
-
-        twin = with_parts(self._blocks, merged)
-        if twin is self._blocks:
-            raise RuntimeError("execution.merge_lora is true, but no block has a LoRA layer: set it to false")
-        return twin

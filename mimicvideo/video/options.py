@@ -1,8 +1,10 @@
 """What the numbers and words given to a video model and to stage 1 may be; asked by constructors, and before any weights are read."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from mimicvideo.video.adaptation import Adaptation, Frozen, Lora
 from mimicvideo.video.checkpointing import Checkpointing, check_checkpointing
 
 
@@ -30,6 +32,22 @@ def check_backbone_options(
     if compile and execution is not None:
         raise ValueError("compile is for diffusers' own forward pass: set compile to false and use execution.compile")
     check_checkpointing(gradient_checkpointing)
+
+
+def check_execution(adaptation: Adaptation, execution: Mapping[str, Any]) -> None:
+    """Raises ValueError for options of `Execution` with which the adaptation cannot train."""
+    if execution.get("merge_lora"):
+        if not isinstance(adaptation, Lora | Frozen):
+            raise ValueError(f"execution.merge_lora is for a LoRA, the adaptation is {type(adaptation).__name__}: set it to false")
+        if isinstance(adaptation, Lora) and adaptation.dropout:
+            raise ValueError(
+                f"execution.merge_lora has no place for LoRA's dropout, which is {adaptation.dropout}: set that to 0, or merge_lora false"
+            )
+    if execution.get("fp8_training") and not isinstance(adaptation, Lora | Frozen):
+        raise ValueError(
+            f"execution.fp8_training multiplies by frozen weights in FP8, but with {type(adaptation).__name__} all weights train: "
+            "set it to false"
+        )
 
 
 def check_finetune_options(observed: dict[int, float] | None, prompt_dropout: float, loss_scale: float, seed: int) -> None:

@@ -9,6 +9,7 @@ from mimicvideo.messages import ConfigError
 
 VIDEO, ACTION = (f"--config={CONF}/experiment/quickstart_{stage}.yaml" for stage in ("video", "action"))
 LIBERO = f"--config={CONF}/experiment/libero_goal_action.yaml"
+MERGED = [f"--config={CONF}/execution/fast.yaml", "--model.backbone.execution.merge_lora=true"]
 BRIDGE = f"--config={CONF}/experiment/bridge_video.yaml"  # of several datasets
 
 
@@ -58,6 +59,24 @@ def accepted(*flags: str) -> None:
         (
             [ACTION, f"--config={CONF}/execution/fast.yaml", "--model.backbone.compile=true"],
             r"backbone\.init_args: compile is for diffusers'",
+        ),
+        (
+            [VIDEO, *MERGED, f"--config={CONF}/adaptation/full.yaml"],
+            r"backbone\.init_args: execution\.merge_lora is for a LoRA, the adaptation is Full",
+        ),
+        (
+            [VIDEO, *MERGED, "--model.backbone.adaptation.dropout=0.1"],
+            r"merge_lora has no place for LoRA's dropout, which is 0\.1: set that to 0",
+        ),
+        ([VIDEO, *MERGED, f"--config={CONF}/trainer/fsdp.yaml"], r"execution\.merge_lora needs whole weights.*take ddp\.yaml"),
+        (
+            [
+                VIDEO,
+                f"--config={CONF}/execution/fp8.yaml",
+                "--model.backbone.execution.fp8_training=true",
+                f"--config={CONF}/adaptation/full.yaml",
+            ],
+            r"execution\.fp8_training multiplies by frozen weights in FP8, but with Full all weights train",
         ),
         ([VIDEO, "--model.backbone.adaptation.targets=[to_qq]"], r"backbone\.init_args\.adaptation: LoRA target 'to_qq' matches no"),
         ([VIDEO, "--model.observed={1: 0.5, 2: 0.6}"], r"model\.init_args: observed must give .* sum to 1"),
