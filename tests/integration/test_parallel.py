@@ -119,6 +119,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.start(runs.line("one", VIDEO, NO_SAMPLES), runs.line("one_full", VIDEO, *full), runs.line("one_action", ACTION, *action))
     runs.start(
         runs.pair("ddp", VIDEO, "ddp", NO_SAMPLES),
+        runs.pair("ddp_merged", VIDEO, "ddp", *fast, "--model.backbone.execution.merge_lora=true"),
         runs.pair("fsdp", VIDEO, "fsdp"),  # with sampled videos
         runs.pair("fsdp_fast", VIDEO, "fsdp", *fast),
         runs.pair("fsdp_fast_again", VIDEO, "fsdp", *fast, "--model.backbone.gradient_checkpointing=selective"),
@@ -144,6 +145,7 @@ def off(found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, 
 
 SAME = [
     ("one", "ddp"),
+    ("one", "ddp_merged"),
     ("one", "fsdp"),
     ("one", "fsdp_fast"),
     ("one", "fsdp_fast_again"),
