@@ -32,7 +32,7 @@ class Share:
 
 Generators = torch.Generator | Share | Sequence[torch.Generator] | None  # one for all samples, a share of one, or one for each
 _MOST_SHARED = 2**24  # numbers that each process draws for all; of larger draws each sample has its own generator
-Grid = Literal["predict2", "predict2_5", "shifted"]
+Grid = Literal["predict2", "predict2_5", "shifted", "even"]
 
 
 class NoiseLevels(ABC):
@@ -176,7 +176,7 @@ def inference_taus(grid: Grid, steps: int = 35) -> Float[Tensor, " steps_plus_1"
 
     Args:
         grid: `predict2`, Karras from sigma 80 to 0.002; `predict2_5`, Karras from 200 to 0.01, for Predict2.5 after its
-            post-training; `shifted`, for Predict2.5 before it and at 14B.
+            post-training; `shifted`, for Predict2.5 before it and at 14B; `even`, from 1 to 0 in equal steps, nobody's own.
         steps: Its length.
     """
     if grid == "predict2":
@@ -185,6 +185,8 @@ def inference_taus(grid: Grid, steps: int = 35) -> Float[Tensor, " steps_plus_1"
         return karras_taus(steps, sigma_max=200.0, sigma_min=0.01)
     if grid == "shifted":
         return shifted_taus(steps)
+    if grid == "even":
+        return shifted_taus(steps, shift=1.0, start=1.0)
     raise ValueError(f"unknown grid {grid!r}: choose from {', '.join(get_args(Grid))}")
 
 

@@ -11,14 +11,18 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from numpy import ndarray
 from torch import Tensor
 
+from mimicvideo.flow import Solver, check_solver
 from mimicvideo.media import strip, write_mp4, write_png
+from mimicvideo.noise import Grid, inference_taus
 from mimicvideo.types import Clip
+
+_PLAIN = {"guidance": 0.0, "grid": "even", "solver": "euler"}  # what modules without such a choice do
 
 
 class SamplesVideos(Protocol):
     """What a module needs for this: real clips, and continuations of their first `observed` latent frames."""
 
-    def sample_videos(self, batch: Clip, steps: int, observed: int | None, **guided: float) -> tuple[Tensor, Tensor]: ...
+    def sample_videos(self, batch: Clip, steps: int, observed: int | None, **sampling: Any) -> tuple[Tensor, Tensor]: ...
 
 
 class VideoSamples(Callback):
@@ -34,20 +38,31 @@ class VideoSamples(Callback):
         every: Validations from one time to the next.
         observed: Latent frames that are given, so 1 + 4 (observed - 1) frames of the clip.
         fps: Of the videos.
-        guidance: Of the sampling, see `VideoBackbone.denoise`; other than 0 only for modules whose sampling has it.
+        guidance: See `VideoFinetune.sample_videos`; this and what follows only for modules whose sampling has it.
+        grid: The same.
+        solver: The same.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If a number is below 1, or grid or solver is unknown.
     """
 
     def __init__(
-        self, samples: int = 4, steps: int = 10, every: int = 1, observed: int = 1, fps: float = 10.0, guidance: float = 0.0
+        self,
+        samples: int = 4,
+        steps: int = 10,
+        every: int = 1,
+        observed: int = 1,
+        fps: float = 10.0,
+        guidance: float = 0.0,
+        grid: Grid = "even",
+        solver: Solver = "euler",
     ) -> None:
         for name, value in {"samples": samples, "steps": steps, "every": every, "observed": observed, "fps": fps}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.samples, self.steps, self.every, self.observed, self.fps = samples, steps, every, observed, fps
-        self.guidance, self._guided = guidance, {"guidance": guidance} if guidance else {}
+        inference_taus(grid, steps)
+        self.sampling = {"guidance": guidance, "grid": grid, "solver": check_solver(solver)}
         self._validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -65,7 +80,8 @@ class VideoSamples(Callback):
             return
         module: SamplesVideos = pl_module  # type: ignore[assignment]
         first: Clip = {key: value[: self.samples] for key, value in batch.items()}  # type: ignore[index, assignment]
-        real, generated = (video.cpu().numpy() for video in module.sample_videos(first, self.steps, self.observed, **self._guided))
+        chosen = {name: value for name, value in self.sampling.items() if value != _PLAIN[name]}
+        real, generated = (video.cpu().numpy() for video in module.sample_videos(first, self.steps, self.observed, **chosen))
         given = 1 + 4 * (self.observed - 1)
         if real.shape[1] <= given:
             raise ValueError(
@@ -87,7 +103,7 @@ class VideoSamples(Callback):
         image = strip(rows)
         write_png(folder / "strip.png", image)
         record = {"step": step, "prompts": prompts, "psnr": psnr}
-        record |= {"denoising_steps": self.steps, "observed_latents": self.observed, "guidance": self.guidance}
+        record |= {"denoising_steps": self.steps, "observed_latents": self.observed, **self.sampling}
         (folder / "samples.json").write_text(json.dumps(record, indent=2))
         for logger in trainer.loggers:
             _log_image(logger, image, step)

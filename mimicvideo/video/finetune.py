@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from mimicvideo import flow, ranks
 from mimicvideo.ema import WeightAverage
 from mimicvideo.execution import sent
-from mimicvideo.noise import Generators, NoiseLevels, check_validation_taus, joined, standard_normal
+from mimicvideo.noise import Generators, Grid, NoiseLevels, check_validation_taus, inference_taus, joined, standard_normal
 from mimicvideo.types import Clip
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
 from mimicvideo.video.options import check_finetune_options, check_observed
@@ -137,12 +137,20 @@ class VideoFinetune(LightningModule):
 
     @torch.no_grad()
     def sample_videos(
-        self, batch: Clip, steps: int = 10, observed: int | None = None, guidance: float = 0.0, negative_prompt: str | None = None
+        self,
+        batch: Clip,
+        steps: int = 10,
+        observed: int | None = None,
+        guidance: float = 0.0,
+        negative_prompt: str | None = None,
+        grid: Grid = "even",
+        solver: flow.Solver = "euler",
     ) -> tuple[UInt8[Tensor, "batch frames height width 3"], UInt8[Tensor, "batch frames height width 3"]]:
         """Real clips and the model's continuations of their first `observed` latent frames, with the averaged weights.
 
         Both have passed the VAE, so that they differ by the transformer's doing only. The noise is the same at every call.
-        `guidance` and `negative_prompt` are those of `VideoBackbone.denoise`.
+        `guidance`, `negative_prompt` and `solver` are those of `VideoBackbone.denoise`, `grid` that of `noise.inference_taus`: NVIDIA
+        samples Predict2 on grid predict2 with ab2, 35 steps and guidance 7.
         """
         latents = self.latents(batch)
         observed = observed or min(self.observed)
@@ -150,8 +158,9 @@ class VideoFinetune(LightningModule):
         with self.averaged_weights():
             condition = VideoCondition(self.backbone.encode_prompt(batch["prompt"]), latents[:, :, :observed])
             negative = None if negative_prompt is None else self.backbone.encode_prompt([negative_prompt] * len(latents))
-            taus = torch.linspace(1, 0, steps + 1)
-            generated = self.backbone.denoise(noise, taus, condition, guidance=guidance, negative_prompt=negative)
+            taus = inference_taus(grid, steps)
+            start = taus[0].item() * noise
+            generated = self.backbone.denoise(start, taus, condition, solver, guidance=guidance, negative_prompt=negative)
         return self.backbone.decode_video(latents), self.backbone.decode_video(generated)
 
     # ---- Lightning ------------------------------------------------------------------------------------------------------------

@@ -107,12 +107,19 @@ def test_psnr() -> None:
     assert peak_signal_to_noise(black, black + 255) == 0
 
 
-@pytest.mark.parametrize(("guidance", "expected"), [(0.0, {}), (7.0, {"guidance": 7.0})])
-def test_guidance_is_handed_on_where_it_is_wanted(tmp_path: Path, guidance: float, expected: dict[str, float]) -> None:
+@pytest.mark.parametrize("options", [{}, {"guidance": 7.0}, {"grid": "predict2", "solver": "ab2"}])
+def test_how_to_sample_is_handed_on_where_it_is_chosen(tmp_path: Path, options: dict[str, Any]) -> None:
     module = Generator()
-    fit(tmp_path, VideoSamples(samples=1, guidance=guidance), module, steps=1)
-    assert module.guided == [expected]
-    assert json.loads((tmp_path / "samples/step_000001/samples.json").read_text())["guidance"] == guidance
+    fit(tmp_path, VideoSamples(samples=1, **options), module, steps=1)
+    assert module.guided == [options]
+    record = json.loads((tmp_path / "samples/step_000001/samples.json").read_text())
+    assert record.items() >= ({"guidance": 0.0, "grid": "even", "solver": "euler"} | options).items()
+
+
+@pytest.mark.parametrize(("options", "message"), [({"grid": "log"}, "unknown grid 'log'"), ({"solver": "rk4"}, "unknown solver 'rk4'")])
+def test_unknown_grids_and_solvers_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"{message}|type"):
+        VideoSamples(**options)
 
 
 def test_clips_of_which_nothing_is_left_to_generate_are_refused(tmp_path: Path) -> None:

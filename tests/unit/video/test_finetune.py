@@ -12,10 +12,11 @@ from lightning import Callback, LightningDataModule
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from mimicvideo.noise import Fixed, LogNormalSigma
+from mimicvideo.noise import Fixed, LogNormalSigma, karras_taus
 from mimicvideo.schedules import WarmupCosine
 from mimicvideo.video.adaptation import Frozen, Full, Lora
-from mimicvideo.video.finetune import VideoFinetune
+from mimicvideo.video.backbone import VideoCondition
+from mimicvideo.video.finetune import VALIDATION, VideoFinetune
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's advice about workers and the like
 
@@ -256,7 +257,7 @@ def test_sampled_videos_start_as_the_real_ones(make) -> None:
 def test_sampling_hands_guidance_and_the_encoded_negative_prompt_on(make, monkeypatch) -> None:
     module, seen = make(), {}
 
-    def denoise(noise, taus, condition, **options):
+    def denoise(noise, taus, condition, solver, **options):
         seen.update(options)
         return noise
 
@@ -266,6 +267,20 @@ def test_sampling_hands_guidance_and_the_encoded_negative_prompt_on(make, monkey
     assert torch.equal(seen["negative_prompt"], module.backbone.encode_prompt(["blurry", "blurry"]))
     module.sample_videos(clips(0), steps=2)
     assert seen == {"guidance": 0.0, "negative_prompt": None}
+
+
+def test_sampling_integrates_the_chosen_grid_with_the_chosen_solver(make) -> None:
+    """From tau_0 times the noise: what is left of the data there is not known."""
+    module = make()
+    latents = module.latents(clips(0))
+    condition = VideoCondition(module.backbone.encode_prompt(clips(0)["prompt"]), latents[:, :, :1])
+    noise = torch.randn(latents.shape, generator=module._generator(VALIDATION, 0))
+    even = module.sample_videos(clips(0), steps=4, observed=1)[1]
+    expected = module.backbone.denoise(noise, torch.linspace(1, 0, 5), condition)
+    assert torch.equal(even, module.backbone.decode_video(expected))
+    official = module.sample_videos(clips(0), steps=4, observed=1, grid="predict2", solver="ab2")[1]
+    expected = module.backbone.denoise(karras_taus(4)[0].item() * noise, karras_taus(4), condition, "ab2")
+    assert torch.equal(official, module.backbone.decode_video(expected)) and not torch.equal(official, even)
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------------------
