@@ -80,6 +80,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).to(q.dtype)
 
 
+def product_dtype(device: torch.device, own: torch.dtype) -> torch.dtype:
+    """Of matrix products on a device: autocast's where that is on, else their factors' `own`."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else own
+
+
 def with_parts(module: nn.Module, replacement: Callable[[str, nn.Module], nn.Module], name: str = "") -> nn.Module:
     """A twin of `module` that shares all of its parts and weights but those for which `replacement` gives others.
 

@@ -40,11 +40,10 @@ def check_parts(config: Mapping[str, Any]) -> None:
         _check_policy(arguments, sizes, built)
     if model["class_path"] == FINETUNE:
         _check_finetune(arguments, sizes)
-        _check_execution(arguments, config.get("trainer") or {})
     _check_training(arguments)
     video = arguments.get("backbone") or {}
     if video.get("class_path") == BACKBONE:
-        _check_video_model(video["init_args"])
+        _check_video_model(video["init_args"], config.get("trainer") or {})
         _check_clips(sizes)
 
 
@@ -78,6 +77,7 @@ def _check_policy(model: Mapping[str, Any], data: Mapping[str, Any], built: Mapp
     from mimicvideo.action.flow_times import check_flow_times
     from mimicvideo.action.options import check_policy_options
     from mimicvideo.normalize import normalizer_pair
+    from mimicvideo.video.inputs import latent_frames
 
     if data.get("history", 1) != 1:
         raise ConfigError(f"data.init_args.history is {data['history']}: an ActionPolicy reads the present state alone: set it to 1")
@@ -89,7 +89,7 @@ def _check_policy(model: Mapping[str, Any], data: Mapping[str, Any], built: Mapp
         if model["acting"] is not None:
             acting = Acting(**model["acting"].get("init_args", model["acting"]))
             if {"observed", "future"} <= data.keys():
-                acting.z_frames(_z_frames(data["observed"]), _z_frames(data["observed"] + data["future"]))
+                acting.z_frames(latent_frames(data["observed"]), latent_frames(data["observed"] + data["future"]))
     video = model.get("backbone") or {}
     network = _network(video["init_args"]) if video.get("class_path") == BACKBONE else None
     if network is None:
@@ -104,27 +104,13 @@ def _check_policy(model: Mapping[str, Any], data: Mapping[str, Any], built: Mapp
 
 
 def _check_finetune(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    from mimicvideo.video.inputs import latent_frames
     from mimicvideo.video.options import check_finetune_options, check_observed
 
     with _named("model.init_args"):
         _asked(check_finetune_options, model)
         if model["observed"] is not None and {"observed", "future"} <= data.keys():
-            check_observed(model["observed"], _z_frames(data["observed"] + data["future"]))
-
-
-def _check_execution(model: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
-    from mimicvideo.video.options import check_execution
-
-    video = model.get("backbone") or {}
-    execution = execution_of(video.get("init_args") or {})
-    if video.get("class_path") != BACKBONE or not execution:
-        return
-    with _named("model.init_args.backbone.init_args"):
-        if _ours(video["init_args"].get("adaptation")):
-            check_execution(_built("backbone.init_args.adaptation", video["init_args"]["adaptation"]), execution)
-        for option in ("merge_lora", "fp8_training"):
-            if execution.get(option) and sharing(trainer)[1]:
-                raise ValueError(f"execution.{option} needs whole weights, but conf/trainer/fsdp.yaml divides them: take ddp.yaml")
+            check_observed(model["observed"], latent_frames(data["observed"] + data["future"]))
 
 
 def _check_training(model: Mapping[str, Any]) -> None:
@@ -145,15 +131,21 @@ def _check_training(model: Mapping[str, Any]) -> None:
             instantiate_class((optimizer,), dict(model["scheduler"]))
 
 
-def _check_video_model(video: Mapping[str, Any]) -> None:
-    from mimicvideo.video.options import check_backbone_options
+def _check_video_model(video: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    from mimicvideo.video.options import check_backbone_options, check_execution
     from mimicvideo.video.sizes import backbone_size
 
+    execution = execution_of(video)
     with _named("model.init_args.backbone.init_args"):
         _asked(check_backbone_options, video)
+        for option in ("merge_lora", "fp8_training"):
+            if execution.get(option) and sharing(trainer)[1]:
+                raise ValueError(f"execution.{option} needs whole weights, but conf/trainer/fsdp.yaml divides them: take ddp.yaml")
     if not _ours(video.get("adaptation")):
         return
     adaptation = _built("backbone.init_args.adaptation", video["adaptation"])
+    with _named("model.init_args.backbone.init_args"):
+        check_execution(adaptation, execution)
     if _network(video) is not None:
         with _named("model.init_args.backbone.init_args.adaptation"), suppress(FileNotFoundError):  # of a text encoder that is to come
             backbone_size(video["pretrained"], adaptation)
@@ -193,11 +185,6 @@ def _check_data(data: Mapping[str, Any]) -> None:
         arguments["sources"] = {name: one if isinstance(one, str) else Source(**one) for name, one in arguments["sources"].items()}
     with _named("data.init_args"):
         instantiate_class((), {"class_path": data["class_path"], "init_args": arguments})
-
-
-def _z_frames(frames: int) -> int:
-    """Latent frames of so many frames."""
-    return 1 + (frames - 1) // 4
 
 
 def _asked(check: Callable[..., None], arguments: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ class VideoSamples(Callback):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.samples, self.steps, self.every, self.observed, self.fps = samples, steps, every, observed, fps
-        inference_taus(grid, steps)
+        inference_taus(grid, steps)  # refuses an unknown grid
         self.sampling = {"guidance": guidance, "grid": grid, "solver": check_solver(solver)}
         self._validations = 0
 

@@ -19,6 +19,7 @@ from mimicvideo.video.adaptation import Adaptation
 from mimicvideo.video.backbone import VideoCondition
 from mimicvideo.video.checkpointing import Checkpointing
 from mimicvideo.video.extras import passes
+from mimicvideo.video.inputs import latent_frames
 from mimicvideo.video.random_weights import RandomCosmos
 from mimicvideo.video.sizes import ARCHITECTURES
 
@@ -59,11 +60,11 @@ class Size:
 
     @property
     def z_observed(self) -> int:
-        return 1 + (self.observed - 1) // 4
+        return latent_frames(self.observed)
 
     @property
     def z_frames(self) -> int:
-        return 1 + (self.observed + self.future - 1) // 4
+        return latent_frames(self.observed + self.future)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

@@ -13,7 +13,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from mimicvideo.execution import CudaGraphs, Execution, Fingerprint, Weights, attend, attention_kernels, fingerprint, lasting, places
+from mimicvideo.execution import (
+    CudaGraphs,
+    Execution,
+    Fingerprint,
+    Weights,
+    attend,
+    attention_kernels,
+    fingerprint,
+    lasting,
+    places,
+    product_dtype,
+)
 from mimicvideo.video import flash4, fp8_attention
 from mimicvideo.video import fp8 as fp8_products
 from mimicvideo.video.checkpointing import Checkpointing, block_runner
@@ -80,7 +91,7 @@ class FastTransformer:
         weights = self._weights()
         training = torch.is_grad_enabled() or any(weight.requires_grad for weight in weights)
         version: Fingerprint = ()  # of the weights from which something is computed once
-        if not training:
+        if not training or self._merged is not None:
             version = fingerprint(weights)
         elif self.execution.fp8_training:
             version = fingerprint(weight for weight in weights if not weight.requires_grad)
@@ -178,11 +189,9 @@ class FastTransformer:
     def _network(self, version: Fingerprint, training: bool, device: torch.device) -> nn.ModuleList:
         """The blocks that run: the transformer's, or twins of them with merged LoRA layers or products in FP8, which follow the weights."""
         blocks = self.transformer.transformer_blocks
-        if training and self._merged is not None and any(weight.requires_grad for weight in self._weights()):
+        if training and self._merged is not None:
             self._check_whole("merge_lora")
-            autocast = torch.is_autocast_enabled(device.type)
-            dtype = torch.get_autocast_dtype(device.type) if autocast else self.transformer.proj_out.weight.dtype
-            return cast(nn.ModuleList, self._merged(dtype))
+            return cast(nn.ModuleList, self._merged(product_dtype(device, self.transformer.proj_out.weight.dtype), version))
         if self.execution.fp8 is None or (training and not self.execution.fp8_training):
             return blocks
         fp8_products.check_hardware(self.transformer.proj_out.weight.device)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimicvideo.execution import attend
+from mimicvideo.execution import attend, product_dtype
 from mimicvideo.video.extras import MAJORS, REMEDY, installed
 
 _MODULE = "flash_attn.cute.interface"
@@ -28,8 +28,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Under autocast in its dtype; what is not of 16 bits then is left to torch.
     """
-    device = q.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
+    dtype = product_dtype(q.device, q.dtype)
     if dtype in (torch.bfloat16, torch.float16):
         return forward(q.to(dtype), k.to(dtype), v.to(dtype))[0].to(q.dtype)
     return attend(q, k, v)

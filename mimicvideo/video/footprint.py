@@ -17,7 +17,7 @@ from mimicvideo.video import wan
 from mimicvideo.video.adaptation import Adaptation, Lora
 from mimicvideo.video.checkpointing import Checkpointing, check_checkpointing, diffusers_runner
 from mimicvideo.video.cosmos_predict import _CHUNK_VALUES, _WHOLE_CLIP_VALUES
-from mimicvideo.video.inputs import check_clip_size
+from mimicvideo.video.inputs import check_clip_size, latent_frames
 from mimicvideo.video.padding_mask import provide_resize
 from mimicvideo.video.pretrained import PACKAGED, read_json
 from mimicvideo.video.sizes import _Text, transformer_config
@@ -42,7 +42,7 @@ class Clips:
     def latents(self) -> tuple[int, int, int]:
         """Latent frames, height and width."""
         unit = wan.PIXELS_PER_LATENT
-        return 1 + (self.frames - 1) // wan.FRAMES_PER_LATENT, self.height // unit, self.width // unit
+        return latent_frames(self.frames), self.height // unit, self.width // unit
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,9 @@ def merged_weights(pretrained: str, adaptation: Adaptation, precision: Precision
         layers = _transformer(pretrained, adaptation, precision, blocks).transformer_blocks.modules()
         return sum(weight.numel() for layer in layers if isinstance(layer, LoraLayer) for weight in nn.Module.parameters(layer))  # pyright: ignore[reportArgumentType]
 
-    few, more = _two(adaptation, config)
-    start = count(few)
-    whole = start if few == more else start + (count(more) - start) // (more - few) * (config["num_layers"] - few)
-    return whole * (precision.autocast or precision.frozen).itemsize
+    numbers = _two(adaptation, config)
+    few, more = (count(blocks) for blocks in numbers)
+    return (few + (config["num_layers"] - numbers[0]) * (more - few)) * (precision.autocast or precision.frozen).itemsize
 
 
 def training_activations(

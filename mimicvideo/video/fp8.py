@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mimicvideo.execution import with_parts
+from mimicvideo.execution import product_dtype, with_parts
 
 Scaling = Literal["row", "tensor"]
 DTYPE = torch.float8_e4m3fn
@@ -87,8 +87,7 @@ def _factor(weight: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
 def _product(x: Tensor, rounding: Any, scaling: Scaling, factor: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
     rows, scale = rounding(x.flatten(0, -2), scaling)
     y = torch._scaled_mm(rows, factor[0], scale, factor[1], bias, out_dtype=torch.bfloat16, use_fast_accum=True)
-    device = x.device.type
-    return y.unflatten(0, x.shape[:-1]).to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
+    return y.unflatten(0, x.shape[:-1]).to(product_dtype(x.device, x.dtype))
 
 
 class _Product(torch.autograd.Function):

@@ -26,6 +26,11 @@ def check_pixels(video: Tensor) -> None:
         raise ValueError(f"video must be uint8 of shape (batch, frames, height, width, 3), got {given}")
 
 
+def latent_frames(frames: int) -> int:
+    """Of a clip of 1 + 4n frames: the first has one of its own."""
+    return 1 + (frames - 1) // wan.FRAMES_PER_LATENT
+
+
 def check_levels(tau: Tensor, batch: int) -> None:
     """Raises ValueError unless there is one noise level in [0, 1] per sample. Values on a GPU are not looked at: that would wait for it."""
     if tau.shape != (batch,):

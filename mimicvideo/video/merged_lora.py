@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from mimicvideo.execution import Fingerprint, Weights, fingerprint, lasting, places, with_parts
+from mimicvideo.execution import Fingerprint, lasting, places, with_parts
 
 # 2**16 / r and 2**16 / r**2 for the r with r**3 = r + 1: sums of their multiples fill [0, 2**16) evenly along rows and along columns
 # (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
@@ -91,19 +91,18 @@ class MergedBlocks:
     """
 
     def __init__(self, blocks: nn.ModuleList, compile: str | None) -> None:
-        self._blocks, self._weights = blocks, Weights(blocks)
+        self._blocks = blocks
         self._merge = merge if compile is None else torch.compile(merge, mode=compile, dynamic=False)
         self._twin: nn.Module | None = None
         self._place: Any = None
         self._version: Fingerprint = ()
 
-    def __call__(self, dtype: torch.dtype) -> nn.Module:
-        """The twin for products in `dtype`, with the present weights.
+    def __call__(self, dtype: torch.dtype, version: Fingerprint) -> nn.Module:
+        """The twin for products in `dtype`, with the present weights, whose fingerprint is `version`.
 
         Raises:
             ValueError: See `MergedLora`.
         """
-        version = fingerprint(self._weights())
         with lasting():
             if self._twin is None or self._place != (dtype, places(version)):
                 self._twin = with_parts(self._blocks, lambda _, part: MergedLora(part, dtype) if isinstance(part, LoraLayer) else part)
