@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--reference-calls", type=int, default=20, help="timed calls of the plain variants")
     found.add_argument("--seconds", type=float, default=200.0, help="budget of one variant's timed calls")
     found.add_argument("--ways", type=int, default=8, help="measure at most so many of our variants, the most important first")
+    found.add_argument("--only", nargs="+", default=[], help="measure only these of them, by their names in the table")
     found.add_argument("--curve-seconds", type=float, default=0.0, help="decoder_training: train so long, exactly and with reuse")
     found.add_argument("--profile", action="store_true", help="also a table by kernel category for each of our variants")
     found.add_argument("--resume", action="store_true", help="leave rows alone whose file is there already")
@@ -59,7 +60,8 @@ def run(names: list[str], arguments: argparse.Namespace) -> None:
     on_gpu, size = device.type == "cuda", SIZES[arguments.size]
     dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
     bench = Bench(size, device, dtype, on_gpu if arguments.compile is None else arguments.compile)
-    effort = Effort(arguments.calls, arguments.reference_calls, seconds=arguments.seconds, ways=arguments.ways)
+    only = tuple(arguments.only)
+    effort = Effort(arguments.calls, arguments.reference_calls, seconds=arguments.seconds, ways=arguments.ways, only=only)
     if on_gpu:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True

@@ -24,6 +24,7 @@ PACED, PAUSE = "half a second apart", 0.5  # as a robot asks, while it carries o
 
 def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
     """States after the paper's block, one sample, a noise level for each frame, text cached as when acting."""
+    ways = effort.chosen(ours_and_fp8(bench))
     backbone = bench.backbone(Frozen())
     latents = bench.latents()
     condition, tau = bench.condition(backbone, latents), torch.full((1,), TAU, device=bench.device)
@@ -49,7 +50,7 @@ def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
             with compiled_blocks(backbone), plain_attention(kernels):
                 timing = measure(plain, bench.device, effort.reference_calls, 1, effort.seconds)
                 row.add(Variant(name, timing, work=work, agreement=difference(plain(), reference)))
-        for name, execution in ours_and_fp8(bench)[: effort.ways]:
+        for name, execution in ways:
             free(bench.device)
             backbone.execute(execution)
             add_ours(row, name, ours, bench, effort, work, reference)
@@ -58,6 +59,7 @@ def hidden_states(bench: Bench, effort: Effort, save: Save) -> Row:
 
 def chunk(bench: Bench, effort: Effort, save: Save) -> Row:
     """Observation to action chunk: VAE encode of the observed frames, one pass of the video model, all integration steps."""
+    ways = effort.chosen(ours_and_fp8(bench))
     backbone = bench.backbone(Frozen())
     policy, observation = bench.policy(backbone), observation_of(bench)
     row = Row(
@@ -72,7 +74,7 @@ def chunk(bench: Bench, effort: Effort, save: Save) -> Row:
     reference = act()
     row.add(Variant("diffusers, eager", measure(act, bench.device, effort.reference_calls, 1, effort.seconds), work=work))
     policy.act_as(bench.acting())
-    for name, execution in ours_and_fp8(bench)[: effort.ways]:
+    for name, execution in ways:
         free(bench.device, compiled=False)  # the decoder stays as it is
         backbone.execute(execution)
         add_ours(row, name, act, bench, effort, work, reference)
@@ -111,7 +113,7 @@ def realtime(bench: Bench, effort: Effort, save: Save) -> Row:
     settings += [("0 future latents, FP8", bench.acting(future_latents=0), by_row)] * bench.fp8
     settings += [("2 future latents", bench.acting(future_latents=2), bench.execution())] * (observed + 2 < whole)
     exact: Tensor | None = None
-    for name, acting, execution in settings[: 1 + effort.ways]:
+    for name, acting, execution in [settings[0], *effort.chosen(settings[1:])]:
         free(bench.device, compiled=False)
         backbone.execute(execution)
         policy.act_as(acting)
@@ -129,8 +131,9 @@ def realtime(bench: Bench, effort: Effort, save: Save) -> Row:
 
 
 def ours_and_fp8(bench: Bench) -> list[tuple[str, Execution]]:
-    """The exact way, products in FP8 and attention too where the GPU has them, and torch's own attention where it is the slower."""
+    """The exact way, attention and products in FP8 where the GPU has them, and torch's own attention where it is the slower."""
     ways = [("ours", bench.execution())]
+    ways += [("ours, FP8 attention", bench.execution(attention="fp8"))] * bench.fp8_attention
     ways += [("ours, FP8 products and attention", bench.execution(fp8="row", attention="fp8"))] * bench.fp8_attention
     ways += [("ours, FP8 products", bench.execution(fp8="row"))] * bench.fp8
     ways += [("ours, torch's attention", bench.execution(attention="torch"))] * (bench.attention != "torch")

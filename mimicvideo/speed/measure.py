@@ -2,8 +2,9 @@
 
 import gc
 import itertools
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ class Effort:
         warm_up: Calls after the first that are not timed.
         seconds: Budget for the timed calls of one variant; fewer are made if it is spent.
         ways: How many of our variants of a row are measured, the most important first.
+        only: Their names, if only some are to be measured.
     """
 
     calls: int = 1000
@@ -27,6 +29,16 @@ class Effort:
     warm_up: int = 3
     seconds: float = 200.0
     ways: int = 8
+    only: tuple[str, ...] = ()
+
+    def chosen(self, ways: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Those of our variants, whose names come first, that are to be measured. Raises SystemExit if a wanted name is not there."""
+        if not self.only:
+            return list(ways[: self.ways])
+        names = [name for name, *_ in ways]
+        if unknown := [name for name in self.only if name not in names]:
+            sys.exit(f"no such way here: {', '.join(map(repr, unknown))}; there are {', '.join(map(repr, names))}")
+        return [way for way in ways if way[0] in self.only]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def lora_step(bench: Bench, effort: Effort, save: Save) -> Row:
         ("ours, full checkpointing", bench.execution(), True),
     ]
     reference: list[Tensor] = []
-    for name, execution, checkpointing in settings[: 1 + effort.ways]:
+    for name, execution, checkpointing in [settings[0], *effort.chosen(settings[1:])]:
         free(bench.device)
         with torch.no_grad():
             for weight, value in zip(trained, start, strict=True):
@@ -115,7 +115,7 @@ def decoder_training(bench: Bench, effort: Effort, save: Save) -> Row:
     settings += [(f"ours, {DRAWS} draws a pass", bench.execution(), DRAWS)]
     plain: dict[str, float] = {}
     reference: Tensor | None = None
-    for name, execution, draws in settings[: 1 + effort.ways]:
+    for name, execution, draws in [settings[0], *effort.chosen(settings[1:])]:
         free(bench.device)
         backbone.execute(execution)
         policy = bench.policy(backbone, draws=draws).train()

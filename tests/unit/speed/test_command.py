@@ -95,6 +95,16 @@ def test_numbers_out_of_range_are_refused(options: list[str], message: str, tmp_
         measured("chunk", tmp_path, *options)
 
 
+def test_only_the_wanted_ways_are_measured(tmp_path: Path) -> None:
+    found = measured("realtime", tmp_path, "--only", "0 future latents")
+    assert [variant["name"] for variant in found["variants"]] == ["exact, whole clip", "0 future latents"]
+    assert found["effort"]["only"] == ["0 future latents"]
+    for row in ROWS:
+        with pytest.raises(SystemExit, match=r"no such way here: 'theirs'; there are '.*(ours|future)"):
+            measured(row, tmp_path / "none", "--only", "theirs")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_said_at_once(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["tools/benchmark", "all", "--out", str(tmp_path)])
