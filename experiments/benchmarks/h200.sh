@@ -26,11 +26,12 @@ nvidia-smi --query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu
     --format=csv -lms 500 > "$out/h200_clocks.csv" &
 trap "kill $!" EXIT
 
-row 180 "$out" hidden_states --calls 100 --seconds 20 --reference-calls 5 --profile
-row 240 "$out" chunk --ways 3 --calls 100 --seconds 20 --reference-calls 5 --profile
+fp8=("ours, FP8 attention" "ours, FP8 products and attention")
+row 180 "$out" hidden_states --ways 3 --calls 100 --seconds 20 --reference-calls 5 --profile
+row 240 "$out" chunk --only ours "${fp8[1]}" --calls 100 --seconds 20 --reference-calls 5 --profile
 row 350 "$out" lora_step --ways 5 --calls 16 --reference-calls 3 --seconds 60 --profile
 row 150 "$out" realtime --ways 5 --calls 200 --seconds 40 --reference-calls 5 --profile
 row 300 "$out" decoder_training --ways 2 --calls 10 --reference-calls 3 --seconds 40 --curve-seconds 26
-row 260 "$out/thousand_calls" chunk --calls 1000 --reference-calls 3
-row 120 "$out/thousand_calls" realtime --ways 2 --calls 1000 --reference-calls 3
-row 230 "$out/thousand_calls" hidden_states --calls 1000 --reference-calls 3
+row 280 "$out/thousand_calls" hidden_states --only "${fp8[0]}" --calls 1000 --reference-calls 3
+row 300 "$out/thousand_calls" chunk --only "${fp8[1]}" --calls 1000 --reference-calls 2
+row 130 "$out/thousand_calls" realtime --only "0 future latents, half size" --calls 1000 --reference-calls 2

@@ -8,6 +8,10 @@ import torch.nn.functional as F
 
 from mimicvideo.execution import Execution
 from mimicvideo.video import fp8_attention
+from mimicvideo.video.adaptation import Frozen
+from mimicvideo.video.backbone import VideoCondition
+from mimicvideo.video.cosmos_predict import CosmosPredict
+from mimicvideo.video.fast_transformer import FastTransformer, _in_fp8
 
 
 def exact(q, k, v):
@@ -80,6 +84,31 @@ def test_a_model_on_the_cpu_refuses_it(build, inputs) -> None:
     backbone = build(execution=Execution(compile=None, attention="fp8"))
     with torch.no_grad(), pytest.raises(RuntimeError, match="execution.attention=fp8 needs a Hopper or Blackwell GPU"):
         backbone.velocity(*inputs(backbone).all())
+
+
+def test_trained_weights_lose_more_than_random_ones_and_not_much(monkeypatch) -> None:
+    """The figures that the README and experiments/LOG.md tell: hidden states of cosmos-tiny, 2.4 % apart, bf16's 0.8 %."""
+    monkeypatch.setattr(fp8_attention, "kernel", definition)
+    models = {
+        dtype: CosmosPredict("cosmos-tiny", Frozen(), dtype=dtype, execution=Execution(compile=None)) for dtype in ("float32", "bfloat16")
+    }
+    generator = torch.Generator().manual_seed(0)
+    noisy, tau = torch.randn(2, 16, 5, 16, 16, generator=generator), torch.full((2,), 80 / 81)
+    block = models["float32"].num_blocks - 1
+
+    @torch.no_grad()
+    def states(dtype):
+        model = models[dtype]
+        observed = model.encode_video(torch.linspace(0, 255, 2 * 5 * 128 * 128 * 3).to(torch.uint8).view(2, 5, 128, 128, 3))
+        return model.hidden_states(noisy, tau, VideoCondition(model.encode_prompt(["push the button"] * 2), observed), [block])[
+            block
+        ].float()
+
+    reference, in_bf16 = states("float32"), states("bfloat16")
+    monkeypatch.setattr(FastTransformer, "_attention", lambda *_: _in_fp8)
+    in_fp8 = states("bfloat16")
+    apart = [((found - reference).norm() / reference.norm()).item() for found in (in_bf16, in_fp8)]
+    assert 0.004 < apart[0] < 0.01 and 2 * apart[0] < apart[1] < 0.04, apart
 
 
 @pytest.mark.gpu
