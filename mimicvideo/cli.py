@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from mimicvideo.callbacks.nan_guard import NanGuard
 from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
 from mimicvideo.compose import compose_argv
-from mimicvideo.memory import BACKBONE, expected_memory, require_memory, takes_all
+from mimicvideo.memory import BACKBONE, execution_of, expected_memory, require_memory, takes_all
 from mimicvideo.messages import ConfigError, ShortErrors, nearest
 from mimicvideo.parts import check_parts
 from mimicvideo.provenance import command_line
@@ -169,9 +169,10 @@ def report_memory(config: Namespace) -> None:
 
 
 def check_machine(config: Namespace, weights: bool = True) -> None:
-    """Raises ConfigError with all that the machine lacks: GPUs and, if `weights`, the pretrained video model."""
-    missing = []
-    for check in (lambda: check_devices(config.trainer), lambda: check_weights(config.as_dict()["model"]) if weights else None):
+    """Raises ConfigError with all that the machine lacks: GPUs, their kernels and, if `weights`, the pretrained video model."""
+    missing, model = [], config.as_dict()["model"]
+    checks = [lambda: check_devices(config.trainer), lambda: check_execution(model, config.trainer)]
+    for check in [*checks, lambda: check_weights(model)] if weights else checks:
         try:
             check()
         except ConfigError as error:
@@ -214,6 +215,22 @@ def check_devices(trainer: Namespace) -> None:
         has = "no GPU that PyTorch can use" if there == 0 else f"{there} GPU(s)"
         fix = "--config conf/trainer/cpu.yaml (in a sweep: trainer=cpu)" if there == 0 else f"--trainer.devices={there}"
         raise ConfigError(f"trainer.accelerator={trainer.accelerator} asks for {wanted} GPU(s), but this machine has {has}: use {fix}")
+
+
+def check_execution(model: Mapping[str, Any], trainer: Namespace) -> None:
+    """Raises ConfigError if the video model's execution needs a GPU or packages that are not there."""
+    backbone = (model.get("init_args") or {}).get("backbone") or {}
+    options = execution_of(backbone.get("init_args") or {})
+    on_gpu = trainer.get("accelerator") in ("gpu", "cuda") or (trainer.get("accelerator") == "auto" and torch.cuda.is_available())
+    if backbone.get("class_path") != BACKBONE or not options or (on_gpu and torch.cuda.device_count() == 0):
+        return
+    from mimicvideo.execution import Execution
+    from mimicvideo.video.kernels import check_kernels
+
+    try:
+        check_kernels(Execution(**options), torch.device("cuda" if on_gpu else "cpu"))
+    except RuntimeError as error:
+        raise ConfigError(f"model.backbone.{error}") from error
 
 
 def check_links(args: list[str]) -> None:

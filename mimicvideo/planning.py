@@ -24,6 +24,7 @@ from mimicvideo.evaluation import Latency
 from mimicvideo.execution import Execution
 from mimicvideo.rollout_workers import Job, Observed
 from mimicvideo.types import Observation
+from mimicvideo.video.kernels import check_kernels
 
 Control = Literal["none", "zero_context", "shuffle_context", "oracle_future", "random_policy"]
 
@@ -74,7 +75,8 @@ def make_planner(
 
     Raises:
         ValueError: If the control cannot be applied to these tasks or this future, or the video model has no such execution.
-        FileNotFoundError, DamagedCheckpointError, IncompatibleCheckpointError, RuntimeError: See `load_policy`.
+        RuntimeError: If the device is not there, or lacks kernels for the execution.
+        FileNotFoundError, DamagedCheckpointError, IncompatibleCheckpointError: See `load_policy`.
     """
     if control == "random_policy":
         return RandomPlanner(load_contract(checkpoint), seed)
@@ -86,6 +88,8 @@ def make_planner(
             raise ValueError(f"control=oracle_future needs a future that uses the video, got {type(future).__name__}: leave future out")
     elif future is not None and future.needs_video:
         raise ValueError(f"{type(future).__name__} needs the expert's future: set control=oracle_future")
+    if execution is not None:
+        check_kernels(execution, torch.device(device))
     policy: Any = load_policy(checkpoint, device, pretrained)
     if future is not None:
         policy.future = future

@@ -4,9 +4,11 @@ import errno
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from jsonargparse import Namespace
 
 from mimicvideo import __main__ as program
 from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
-from mimicvideo.cli import CheckingCLI, MimicVideoCLI, check_devices
+from mimicvideo.cli import CheckingCLI, MimicVideoCLI, check_devices, check_execution
 from mimicvideo.compose import CONF
 from mimicvideo.data.captions import SIDECAR
+from mimicvideo.memory import BACKBONE
 from mimicvideo.messages import ConfigError, nearest, nearest_key, shorten
 from tests.synthetic_episodes import by_lerobot
 from tests.typed import typed
@@ -290,6 +293,37 @@ def test_a_gpu_that_is_not_there_is_named_with_the_fix(
     with pytest.raises(ConfigError) as caught:
         check_devices(Namespace(trainer))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("execution", "accelerator", "message"),
+    [
+        ({"fp8": "row"}, "cpu", "model.backbone.execution.fp8 needs an NVIDIA GPU of compute capability 8.9 or newer, the model is on cpu"),
+        ({"attention": "fp8"}, "cpu", "model.backbone.execution.attention=fp8 needs a Hopper or Blackwell GPU, the model is on the CPU"),
+        ({"attention": "flash4"}, "gpu", "execution.attention=flash4 needs a Hopper or Blackwell GPU, this is NVIDIA A100"),
+        ({"fp8": "tensor"}, "auto", "NVIDIA A100 has 8.0: set execution.fp8 to null"),
+        ({"attention": "flash4"}, "cpu", None),  # there it is torch's
+        ({"attention": "torch"}, "gpu", None),
+        ({}, "gpu", None),
+    ],
+)
+def test_kernels_that_are_not_there_are_told_before_weights_are_read(
+    execution: dict[str, Any], accelerator: str, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if accelerator != "cpu":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    backbone = {"class_path": BACKBONE, "init_args": {"execution": execution}}
+    with nullcontext() if message is None else pytest.raises(ConfigError, match=re.escape(message)):
+        check_execution({"init_args": {"backbone": backbone}}, Namespace(accelerator=accelerator))
+
+
+def test_a_run_on_the_cpu_with_fp8_is_refused_before_anything_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [f"--config={CONF}/experiment/quickstart_video.yaml", f"--config={CONF}/execution/fp8_attention.yaml"]
+    message = refusal(capsys, *options, "--trainer.accelerator=cpu")
+    assert "execution.attention=fp8 needs a Hopper or Blackwell GPU, the model is on the CPU" in message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -91,8 +91,10 @@ MAY_IMPORT = {
         "parts",
         "callbacks",
         "provenance",
+        "execution",
+        "video.kernels",
         "video.pretrained",
-    ],  # before a run, whether its weights are there
+    ],  # before a run, whether its kernels and weights are there
     "functions": ["compose", "messages"],
     "sweep": ["compose", "messages"],
     "audit": ["atomic", "data", "messages", "provenance", "report_html", "report_figures"],
