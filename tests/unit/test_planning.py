@@ -9,7 +9,8 @@ import torch
 
 from mimicvideo.benchmark.base import ContractError, Task
 from mimicvideo.data.rotations import to_matrix
-from mimicvideo.planning import PolicyPlanner, Request
+from mimicvideo.execution import Execution
+from mimicvideo.planning import PolicyPlanner, Request, make_planner
 from mimicvideo.rollout_workers import Job, Observed
 from tests.fakes_rollout import CONTRACT, PointBenchmark
 
@@ -60,3 +61,8 @@ def test_a_benchmark_compares_what_crosses_the_border() -> None:
     with pytest.raises(ContractError, match="actions"):
         PointBenchmark().check_contract(inside)
     PointBenchmark().check_contract({**inside, "environment": {"proprio": CONTRACT["proprio"], "actions": CONTRACT["actions"]}})
+
+
+def test_an_execution_without_its_kernels_is_refused_before_the_checkpoint_is_read() -> None:
+    with pytest.raises(RuntimeError, match="execution.fp8 needs an NVIDIA GPU"):
+        make_planner("not read", "none", None, [], 0, "cpu", execution=Execution(fp8="row"))
