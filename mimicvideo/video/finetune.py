@@ -207,8 +207,9 @@ class VideoFinetune(LightningModule):
             metrics[f"{split}/loss"] = self.loss_scale * torch.stack(list(metrics.values())).mean()
             self.log_dict(metrics, batch_size=ranks.log_weight(counted, self), sync_dist=True, add_dataloader_idx=False)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()  # Lightning keeps the gradients until the next forward pass has all its activations
         if self.average is not None:
             self.average.update()
 
