@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from mimicvideo import provenance
 from mimicvideo.action.acting import Acting
+from mimicvideo.action.flow_times import check_flow_times
 from mimicvideo.action.folder import read_policy
 from mimicvideo.action.future import Future, OracleFuture
 from mimicvideo.action.load import load_policy
@@ -73,7 +74,8 @@ def make_planner(
     """The planner of a rollout, built from the checkpoint; `acting`, `execution` and `pretrained` replace what it says, if given.
 
     Raises:
-        ValueError: If the control cannot be applied to these tasks or this future, or the video model has no such execution.
+        ValueError: If the control cannot be applied to these tasks or this future, the policy's flow times do not allow this future,
+            or the video model has no such execution.
         FileNotFoundError, DamagedCheckpointError, IncompatibleCheckpointError, RuntimeError: See `load_policy`.
     """
     if control == "random_policy":
@@ -88,6 +90,7 @@ def make_planner(
         raise ValueError(f"{type(future).__name__} needs the expert's future: set control=oracle_future")
     policy: Any = load_policy(checkpoint, device, pretrained)
     if future is not None:
+        check_flow_times(policy.flow_times, policy.video_noise, future)
         policy.future = future
     elif policy.future.needs_video:
         raise ValueError(f"the policy's own future, {type(policy.future).__name__}, needs control=oracle_future, or set another future")

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from mimicvideo import planning
+from mimicvideo.action.future import DenoisedFuture, NoiseFuture, OracleFuture
 from mimicvideo.benchmark.base import ContractError, Task
 from mimicvideo.data.rotations import to_matrix
-from mimicvideo.planning import PolicyPlanner, Request
+from mimicvideo.noise import Uniform
+from mimicvideo.planning import PolicyPlanner, Request, make_planner
 from mimicvideo.rollout_workers import Job, Observed
-from tests.fakes_rollout import CONTRACT, PointBenchmark
+from tests.fakes_rollout import CONTRACT, PointBenchmark, PointPolicy
 
 POSE = {
     "position": {"kind": "position", "dims": [0, 1, 2]},
@@ -60,3 +63,14 @@ def test_a_benchmark_compares_what_crosses_the_border() -> None:
     with pytest.raises(ContractError, match="actions"):
         PointBenchmark().check_contract(inside)
     PointBenchmark().check_contract({**inside, "environment": {"proprio": CONTRACT["proprio"], "actions": CONTRACT["actions"]}})
+
+
+def test_a_future_that_fit_refuses_with_tied_flow_times_is_refused_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = PointPolicy()
+    policy.flow_times, policy.video_noise = "tied", Uniform()
+    monkeypatch.setattr(planning, "load_policy", lambda *given: policy)
+    tasks = [Task("left", "go left")]
+    for control, future in (("none", DenoisedFuture(tau=0.5)), ("oracle_future", OracleFuture()), ("oracle_future", None)):
+        with pytest.raises(ValueError, match="flow_times tied needs a future at the action flow's start"):
+            make_planner("policy", control, future, tasks, seed=0, device="cpu")
+    make_planner("policy", "none", NoiseFuture(), tasks, seed=0, device="cpu")
