@@ -74,3 +74,12 @@ def test_a_future_that_fit_refuses_with_tied_flow_times_is_refused_here_too(monk
         with pytest.raises(ValueError, match="flow_times tied needs a future at the action flow's start"):
             make_planner("policy", control, future, tasks, seed=0, device="cpu")
     make_planner("policy", "none", NoiseFuture(), tasks, seed=0, device="cpu")
+
+
+def test_the_oracles_noise_level_is_the_policys_own_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for own, given, tau in ((OracleFuture(0.2), None, 0.2), (OracleFuture(0.2), OracleFuture(0.7), 0.7), (NoiseFuture(), None, 0.4)):
+        policy = PointPolicy()
+        policy.future = own
+        monkeypatch.setattr(planning, "load_policy", lambda *_, policy=policy: policy)
+        make_planner("policy", "oracle_future", given, [Task("left", "go left")], seed=0, device="cpu")
+        assert isinstance(policy.future, OracleFuture) and policy.future.tau == tau
