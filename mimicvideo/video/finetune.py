@@ -20,7 +20,7 @@ from mimicvideo.execution import sent
 from mimicvideo.noise import Generators, Grid, NoiseLevels, check_validation_taus, inference_taus, joined, standard_normal
 from mimicvideo.types import Clip
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
-from mimicvideo.video.options import check_finetune_options, check_observed
+from mimicvideo.video.options import NOTHING_TRAINS, check_finetune_options, check_observed
 
 KIND = "VideoFinetune"
 KEY = "mimicvideo"  # where a checkpoint of ours keeps what Lightning does not know
@@ -216,7 +216,7 @@ class VideoFinetune(LightningModule):
     def configure_optimizers(self) -> Any:
         weights = [weight for weight in self.backbone.parameters() if weight.requires_grad]
         if not weights:
-            raise ValueError("nothing trains: choose an adaptation other than Frozen, say --config conf/adaptation/lora_adaln.yaml")
+            raise ValueError(NOTHING_TRAINS)
         optimizer = self.optimizer(weights)
         if self.scheduler is None:
             return optimizer
