@@ -104,7 +104,7 @@ class MimicVideoCLI(LightningCLI):
         check_links(args)
         self.config = parser.parse_args(args)
         self._check_sizes()
-        check_parts(self.config[self.config.subcommand].as_dict())
+        check_parts(self.config[self.config.subcommand].as_dict(), trains=self.config.subcommand == "fit")
 
     def _check_sizes(self) -> None:
         """Refuses data that cannot say what the model must take from it; jsonargparse leaves such a link out silently."""

@@ -48,7 +48,8 @@ def expected_memory(config: Mapping[str, Any]) -> Expected | None:
     """Counts weights, gradients, optimizer states and weight average, and finds activations by passes on tensors without data.
 
     Gradients are freed between steps, so that the peak is the highest of three summits: the start of the backward pass (activations),
-    its end (gradients), and the optimizer's step (gradients and as much again). Validation and the VAE's pass have theirs.
+    its end (gradients), and the optimizer's step (gradients and as much again). Validation and the VAE's pass have theirs. Where a step
+    has several batches (`accumulate_grad_batches`), the gradients of the first are there when the next begin.
     What `torch.compile` saves is not subtracted.
 
     Args:
@@ -93,12 +94,12 @@ def _stage_1(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
     }
     clips = _clips(data, backbone)
     if isinstance(clips, str):
-        return _sum(rows, 0, 0, 0, clips)
+        return _sum(rows, trainer, 0, 0, 0, clips)
     vae, encoding = vae_memory(backbone["pretrained"], precision.frozen, clips)
     rows["VAE"] = vae
     checkpointing = backbone.get("gradient_checkpointing") or False
     rows["activations"], at_end = training_activations(backbone["pretrained"], adaptation, precision, clips, checkpointing)
-    return _sum(rows, rows["activations"], at_end, 0 if model.get("latent_cache") else encoding)
+    return _sum(rows, trainer, rows["activations"], at_end, 0 if model.get("latent_cache") else encoding)
 
 
 def _stage_2(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Expected:
@@ -128,7 +129,7 @@ def _stage_2(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
     }
     clips = _clips(data, backbone)
     if isinstance(clips, str):
-        return _sum(rows, 0, 0, 0, clips)
+        return _sum(rows, trainer, 0, 0, 0, clips)
     rows["VAE"], encoding = vae_memory(backbone["pretrained"], precision.frozen, clips)
     reading, state, _ = reading_activations(backbone["pretrained"], precision, clips, max(blocks) + 1)
     batch, draws = clips.batch, model.get("draws") or 1
@@ -145,14 +146,16 @@ def _stage_2(model: Mapping[str, Any], backbone: Mapping[str, Any], data: Mappin
     with without_data(decoder):
         deciding = training_peak(decoder, loss)
     rows["activations"] = max(reading + (len(blocks) - 1) * state, deciding)
-    return _sum(rows, rows["activations"], deciding if draws > 1 else state * len(blocks), 0 if model.get("latent_cache") else encoding)
+    at_end = deciding if draws > 1 else state * len(blocks)
+    return _sum(rows, trainer, rows["activations"], at_end, 0 if model.get("latent_cache") else encoding)
 
 
-def _sum(rows: dict[str, int], at_start: int, at_end: int, encoding: int, open: str = "") -> Expected:
+def _sum(rows: dict[str, int], trainer: Mapping[str, Any], at_start: int, at_end: int, encoding: int, open: str = "") -> Expected:
     standing = sum(size for name, size in rows.items() if name not in ("gradients", "activations"))
     gradients, trained = rows["gradients"], rows["gradients"]
+    kept = gradients if _accumulated(trainer) > 1 else 0  # while another batch of the same step passes
     validating = at_end + (trained if rows["average"] else 0)  # which keeps the trained weights while it uses the average
-    return Expected(rows, standing + max(at_start, at_end + gradients, 2 * gradients, validating, encoding), open)
+    return Expected(rows, standing + max(at_start + kept, at_end + gradients, 2 * gradients, validating, encoding + kept), open)
 
 
 # -- parts ---------------------------------------------------------------------------------------------------------------------
@@ -162,6 +165,10 @@ def factory(spec: Mapping[str, Any]) -> Any:
     """What builds a class from a shape; a class among its arguments becomes such a factory itself."""
     arguments = {name: factory(value) if isinstance(value, dict) else value for name, value in spec.get("init_args", {}).items()}
     return lambda shape: instantiate_class((shape,), {"class_path": spec["class_path"], "init_args": arguments})
+
+
+def _accumulated(trainer: Mapping[str, Any]) -> int:
+    return int(trainer.get("accumulate_grad_batches") or 1)
 
 
 def _autocast(trainer: Mapping[str, Any]) -> torch.dtype | None:
@@ -310,10 +317,11 @@ def _advice(config: Mapping[str, Any], expected: Expected, available: float) -> 
     backbone, stage_1 = model["backbone"]["init_args"], "decoder" not in model
     batch = ((config.get("data") or {}).get("init_args") or {}).get("batch_size", 1)
     full = backbone["adaptation"]["class_path"].endswith(".Full")
-    accumulate = int(trainer.get("accumulate_grad_batches") or 1)
+    accumulate = _accumulated(trainer)
     per_sample = expected.rows.get("activations", 0) / batch
+    needed = expected.peak + FRAMEWORK + (expected.rows.get("gradients", 0) if accumulate == 1 else 0)  # which accumulating keeps
     smaller = batch // 2  # the largest that divides the batch and leaves enough, if activations were all that shrinks; else 1
-    while smaller > 1 and (batch % smaller or expected.peak + FRAMEWORK - (batch - smaller) * per_sample > available):
+    while smaller > 1 and (batch % smaller or needed - (batch - smaller) * per_sample > available):
         smaller -= 1
     smaller = max(smaller, 1)
     helps = {

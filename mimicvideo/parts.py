@@ -15,15 +15,17 @@ from mimicvideo.messages import ConfigError, nearest
 SMALL = ("noise", "video_noise", "action_noise", "future")  # arguments of a model that are built at once and hold no weights
 POLICY = "mimicvideo.action.policy.ActionPolicy"
 FINETUNE = "mimicvideo.video.finetune.VideoFinetune"
+FROZEN = "mimicvideo.video.adaptation.Frozen"
 
 
-def check_parts(config: Mapping[str, Any]) -> None:
+def check_parts(config: Mapping[str, Any], trains: bool) -> None:
     """Builds what is small, and the decoder without memory, and compares sizes.
 
     A class that is not of this package is left to its constructor, and so is a video model of unknown size.
 
     Args:
         config: Of `fit` or another verb of training, parsed: `model`, `data`, `trainer`.
+        trains: Whether the verb trains: a frozen video model can only be measured.
 
     Raises:
         ConfigError: With the key, for what a constructor would refuse later: numbers out of range, noise levels outside [0, 1], a step
@@ -39,7 +41,7 @@ def check_parts(config: Mapping[str, Any]) -> None:
     if model["class_path"] == POLICY:
         _check_policy(arguments, sizes, built)
     if model["class_path"] == FINETUNE:
-        _check_finetune(arguments, sizes)
+        _check_finetune(arguments, sizes, trains)
     _check_training(arguments)
     video = arguments.get("backbone") or {}
     if video.get("class_path") == BACKBONE:
@@ -103,14 +105,17 @@ def _check_policy(model: Mapping[str, Any], data: Mapping[str, Any], built: Mapp
                 factory(model["decoder"])(shape)
 
 
-def _check_finetune(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+def _check_finetune(model: Mapping[str, Any], data: Mapping[str, Any], trains: bool) -> None:
     from mimicvideo.video.inputs import latent_frames
-    from mimicvideo.video.options import check_finetune_options, check_observed
+    from mimicvideo.video.options import NOTHING_TRAINS, check_finetune_options, check_observed
 
     with _named("model.init_args"):
         _asked(check_finetune_options, model)
         if model["observed"] is not None and {"observed", "future"} <= data.keys():
             check_observed(model["observed"], latent_frames(data["observed"] + data["future"]))
+    adaptation = ((model.get("backbone") or {}).get("init_args") or {}).get("adaptation") or {}
+    if trains and adaptation.get("class_path") == FROZEN:
+        raise ConfigError(f"model.init_args.backbone.init_args.adaptation: {NOTHING_TRAINS}")
 
 
 def _check_training(model: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from mimicvideo import provenance
 from mimicvideo.action.acting import Acting
+from mimicvideo.action.flow_times import check_flow_times
 from mimicvideo.action.folder import read_policy
 from mimicvideo.action.future import Future, OracleFuture
 from mimicvideo.action.load import load_policy
@@ -74,7 +75,8 @@ def make_planner(
     """The planner of a rollout, built from the checkpoint; `acting`, `execution` and `pretrained` replace what it says, if given.
 
     Raises:
-        ValueError: If the control cannot be applied to these tasks or this future, or the video model has no such execution.
+        ValueError: If the control cannot be applied to these tasks or this future, the policy's flow times do not allow this future,
+            or the video model has no such execution.
         RuntimeError: If the device is not there, or lacks kernels for the execution.
         FileNotFoundError, DamagedCheckpointError, IncompatibleCheckpointError: See `load_policy`.
     """
@@ -82,18 +84,20 @@ def make_planner(
         return RandomPlanner(load_contract(checkpoint), seed)
     if control == "shuffle_context" and len(tasks) < 2:
         raise ValueError(f"control=shuffle_context exchanges contexts between tasks and needs two of them, got {len(tasks)}")
-    if control == "oracle_future":
-        future = future or OracleFuture()
-        if not future.needs_video:
-            raise ValueError(f"control=oracle_future needs a future that uses the video, got {type(future).__name__}: leave future out")
-    elif future is not None and future.needs_video:
+    oracle = control == "oracle_future"
+    if oracle and future is not None and not future.needs_video:
+        raise ValueError(f"control=oracle_future needs a future that uses the video, got {type(future).__name__}: leave future out")
+    if not oracle and future is not None and future.needs_video:
         raise ValueError(f"{type(future).__name__} needs the expert's future: set control=oracle_future")
     if execution is not None:
         check_kernels(execution, torch.device(device))
     policy: Any = load_policy(checkpoint, device, pretrained)
+    if oracle and future is None and not policy.future.needs_video:
+        future = OracleFuture()
     if future is not None:
+        check_flow_times(policy.flow_times, policy.video_noise, future)
         policy.future = future
-    elif policy.future.needs_video:
+    elif policy.future.needs_video and not oracle:
         raise ValueError(f"the policy's own future, {type(policy.future).__name__}, needs control=oracle_future, or set another future")
     if acting is not None:
         policy.act_as(acting)

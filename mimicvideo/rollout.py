@@ -66,7 +66,8 @@ def rollout(
         execute: Control steps of each chunk that are executed before the next is planned.
         seed: Of all episodes and plans.
         control: `zero_context` and `shuffle_context` give the decoder no hidden states, or those of another task's episode;
-            `oracle_future` films the scripted expert's future; `random_policy` draws actions from U[-1, 1] and needs no model.
+            `oracle_future` films the scripted expert's future, which is noised as `future` or the checkpoint's own says, or to
+            tau 0.4 if neither uses it; `random_policy` draws actions from U[-1, 1] and needs no model.
         future: What the backbone sees of the future, in place of what the checkpoint says.
         acting: How the decoder runs and how much of the future the video model is shown, in place of what the checkpoint says.
         execution: How the video model runs, likewise: `--execution='{}'` is the fast way.

@@ -126,6 +126,7 @@ class PointPolicy:
     def __init__(self, contract: dict[str, Any] | None = None, oracle: bool = False) -> None:
         self.contract = contract or CONTRACT
         self.future = SimpleNamespace(needs_video=oracle)
+        self.flow_times, self.video_noise = "decoupled", None
         self.backbone = SimpleNamespace(weights_hash="0" * 64)
         self.hparams = {"block": 1}
         self.context_control = "none"

@@ -325,8 +325,9 @@ class ActionPolicy(LightningModule):
         self.log("train/loss", ranks.mean(loss, self), prog_bar=True, batch_size=size)
         return loss
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()  # Lightning keeps the gradients until the next forward pass has all its activations
         if self.average is not None:
             self.average.update()
 

@@ -20,7 +20,7 @@ from mimicvideo.execution import sent
 from mimicvideo.noise import Generators, Grid, NoiseLevels, check_validation_taus, inference_taus, joined, standard_normal
 from mimicvideo.types import Clip
 from mimicvideo.video.backbone import VideoBackbone, VideoCondition
-from mimicvideo.video.options import check_finetune_options, check_observed
+from mimicvideo.video.options import NOTHING_TRAINS, check_finetune_options, check_observed
 
 KIND = "VideoFinetune"
 KEY = "mimicvideo"  # where a checkpoint of ours keeps what Lightning does not know
@@ -207,15 +207,16 @@ class VideoFinetune(LightningModule):
             metrics[f"{split}/loss"] = self.loss_scale * torch.stack(list(metrics.values())).mean()
             self.log_dict(metrics, batch_size=ranks.log_weight(counted, self), sync_dist=True, add_dataloader_idx=False)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()  # Lightning keeps the gradients until the next forward pass has all its activations
         if self.average is not None:
             self.average.update()
 
     def configure_optimizers(self) -> Any:
         weights = [weight for weight in self.backbone.parameters() if weight.requires_grad]
         if not weights:
-            raise ValueError("nothing trains: choose an adaptation other than Frozen, say --config conf/adaptation/lora_adaln.yaml")
+            raise ValueError(NOTHING_TRAINS)
         optimizer = self.optimizer(weights)
         if self.scheduler is None:
             return optimizer

@@ -7,6 +7,8 @@ from typing import Any
 from mimicvideo.video.adaptation import Adaptation, Frozen, Lora
 from mimicvideo.video.checkpointing import Checkpointing, check_checkpointing
 
+NOTHING_TRAINS = "nothing trains: choose an adaptation other than Frozen, say --config conf/adaptation/lora_adaln.yaml"
+
 
 def check_backbone_options(
     dtype: str,

@@ -18,7 +18,7 @@ FILES = sorted(CONF.rglob("*.yaml"))
 VIDEO, ACTION = "quickstart_video", "quickstart_action"
 AROUND = {"model/video_finetune": VIDEO, "adaptation": VIDEO, "data/clips": VIDEO, "model/autoencoder": "cosmos_tiny_vae"}
 MIXTURES = [f"data/oxe_{mixture}" for mixture in ("rtx", "magic_soup", "magic_soup_plus", "bridge_rt_1")]
-AROUND |= dict.fromkeys(MIXTURES, VIDEO)
+AROUND |= dict.fromkeys(MIXTURES, VIDEO) | {"adaptation/frozen": ACTION}
 MAY_HAVE_DEFAULTS = {"experiment", "ablation", "sweep", "trainer", "hydra/launcher", "."}
 # It takes several blocks, of which the experiment around it has one; and sources, where that has a root.
 ALSO = {"context/mix": ["--model.block=[2,4]"]} | {mixture: ["--data.root=null"] for mixture in MIXTURES}

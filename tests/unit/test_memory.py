@@ -59,6 +59,14 @@ def test_checkpointing_batch_and_average_tell() -> None:
     assert averaged.peak >= small.peak + 4 * (LORA + ADALN)
 
 
+def test_gradients_that_wait_for_another_batch_of_their_step_are_counted() -> None:
+    """Then all rows are full at once. One GPU of 24 GB holds them, but for DDP's second copy of the gradients."""
+    one, several = expected(*VIDEO), expected(*VIDEO, "--trainer.accumulate_grad_batches=2")
+    assert several.rows == one.rows and several.peak == sum(one.rows.values()) > one.peak
+    alone = [*VIDEO, f"--config={CONF}/trainer/gpu.yaml", "--trainer.devices=1", "--trainer.accumulate_grad_batches=64"]
+    require_memory(expected(*alone), config(*alone), 24.0)
+
+
 def test_each_way_of_checkpointing_is_counted() -> None:
     """Of 28 blocks; kept inputs, attentions and inner activations are the same in each block."""
     kept = {value: expected(*VIDEO, f"--model.backbone.gradient_checkpointing={value}") for value in ("true", "selective", 2, 4, "false")}
@@ -198,7 +206,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_helps() -> None:
     require_memory(expected(*VIDEO), config(*VIDEO), 80.0)
 
 
-@pytest.mark.parametrize(("memory_gb", "batch"), [(60.0, 4), (40.0, 2), (24.0, 1)])
+@pytest.mark.parametrize(("memory_gb", "batch"), [(60.0, 4), (40.0, 2), (25.0, 1)])
 def test_the_advised_batch_fits_and_leaves_the_optimizer_its_samples(memory_gb: float, batch: int) -> None:
     bridge = [f"--config={CONF}/experiment/bridge_video.yaml"]
     with pytest.raises(ConfigError) as caught:

@@ -17,6 +17,13 @@ def accepted(*flags: str) -> None:
     CheckingCLI(args=compose_argv(["fit", *flags]))
 
 
+def test_a_frozen_video_model_can_be_measured_but_not_trained() -> None:
+    frozen = [VIDEO, f"--config={CONF}/adaptation/frozen.yaml"]
+    with pytest.raises(ConfigError, match=r"backbone\.init_args\.adaptation: nothing trains: choose an adaptation other than Frozen"):
+        accepted(*frozen)
+    CheckingCLI(args=compose_argv(["validate", *frozen]))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from mimicvideo import planning
+from mimicvideo.action.future import DenoisedFuture, NoiseFuture, OracleFuture
 from mimicvideo.benchmark.base import ContractError, Task
 from mimicvideo.data.rotations import to_matrix
 from mimicvideo.execution import Execution
+from mimicvideo.noise import Uniform
 from mimicvideo.planning import PolicyPlanner, Request, make_planner
 from mimicvideo.rollout_workers import Job, Observed
-from tests.fakes_rollout import CONTRACT, PointBenchmark
+from tests.fakes_rollout import CONTRACT, PointBenchmark, PointPolicy
 
 POSE = {
     "position": {"kind": "position", "dims": [0, 1, 2]},
@@ -66,3 +69,23 @@ def test_a_benchmark_compares_what_crosses_the_border() -> None:
 def test_an_execution_without_its_kernels_is_refused_before_the_checkpoint_is_read() -> None:
     with pytest.raises(RuntimeError, match="execution.fp8 needs an NVIDIA GPU"):
         make_planner("not read", "none", None, [], 0, "cpu", execution=Execution(fp8="row"))
+
+
+def test_a_future_that_fit_refuses_with_tied_flow_times_is_refused_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = PointPolicy()
+    policy.flow_times, policy.video_noise = "tied", Uniform()
+    monkeypatch.setattr(planning, "load_policy", lambda *given: policy)
+    tasks = [Task("left", "go left")]
+    for control, future in (("none", DenoisedFuture(tau=0.5)), ("oracle_future", OracleFuture()), ("oracle_future", None)):
+        with pytest.raises(ValueError, match="flow_times tied needs a future at the action flow's start"):
+            make_planner("policy", control, future, tasks, seed=0, device="cpu")
+    make_planner("policy", "none", NoiseFuture(), tasks, seed=0, device="cpu")
+
+
+def test_the_oracles_noise_level_is_the_policys_own_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for own, given, tau in ((OracleFuture(0.2), None, 0.2), (OracleFuture(0.2), OracleFuture(0.7), 0.7), (NoiseFuture(), None, 0.4)):
+        policy = PointPolicy()
+        policy.future = own
+        monkeypatch.setattr(planning, "load_policy", lambda *_, policy=policy: policy)
+        make_planner("policy", "oracle_future", given, [Task("left", "go left")], seed=0, device="cpu")
+        assert isinstance(policy.future, OracleFuture) and policy.future.tau == tau

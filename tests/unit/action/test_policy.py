@@ -225,6 +225,15 @@ def test_accumulated_batches_have_noise_of_their_own(tmp_path):
     assert len(set(losses[:3])) == 3
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_no_gradient_of_a_step_is_kept_while_the_next_computes(tmp_path, accumulate):
+    """Lightning calls `on_before_zero_grad` after a step's first forward pass."""
+    policy, kept = make(), []
+    policy.on_before_zero_grad = lambda optimizer: kept.append(any(weight.grad is not None for weight in policy.parameters()))
+    fit(policy, FakeData(batch=4), 3, tmp_path, accumulate_grad_batches=accumulate)
+    assert kept == [False] * 3
+
+
 # ---- acting -------------------------------------------------------------------------------------------------------------------
 
 

@@ -185,6 +185,16 @@ def test_resumed_training_equals_an_uninterrupted_one(make, tmp_path: Path, accu
     assert one == other  # the averages, which are what is written
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_no_gradient_of_a_step_is_kept_while_the_next_computes(make, tmp_path: Path, accumulate: int) -> None:
+    """Lightning calls `on_before_zero_grad` after a step's first forward pass."""
+    kept: list[bool] = []
+    module = make()
+    module.on_before_zero_grad = lambda optimizer: kept.append(any(weight.grad is not None for weight in module.parameters()))
+    train(module, tmp_path, 3, accumulate_grad_batches=accumulate)
+    assert kept == [False] * 3
+
+
 def test_checkpoint_holds_what_trains_and_its_average_only(make, tmp_path: Path) -> None:
     module = make()
     _, trainer = train(module, tmp_path, 2)
