@@ -47,6 +47,8 @@ def resolve(pretrained: str, revision: str | None = None, *, key: str = "pretrai
     elif _is_hub_id(pretrained):
         try:
             folder = hub.download(pretrained, revision, _wanted(components))
+            if missing := _missing(folder, components):  # of an earlier download, of other components
+                raise FileNotFoundError(f"the download in {folder} lacks {', '.join(missing)}")
         except Exception as error:  # of many kinds: lost connection, gated, full disk
             raise _not_given(pretrained, revision, error, key, components) from error
     if pretrained in PACKAGED and not folder.is_dir():
@@ -56,8 +58,7 @@ def resolve(pretrained: str, revision: str | None = None, *, key: str = "pretrai
             f"{key}={pretrained!r}: there is no folder {folder.absolute()}. Give a hub id such as "
             f"nvidia/Cosmos-Predict2-2B-Video2World, one of {sorted(PACKAGED)}, or {_layout(key, components)}"
         )
-    missing = [name for name in components if not (folder / name).is_dir()]
-    if missing:
+    if missing := _missing(folder, components):
         raise FileNotFoundError(
             f"{key}={pretrained!r}: {folder} is not a complete video model: it lacks {', '.join(missing)}. Put the diffusers-format "
             f"folders {', '.join(components)} there"
@@ -69,8 +70,14 @@ def check_source(pretrained: str, revision: str | None = None, *, key: str = "pr
     """Raises what `resolve` would, within seconds and without a download."""
     if not _is_hub_id(pretrained):
         resolve(pretrained, key=key, components=components)
-    elif (error := hub.refusal(pretrained, revision)) and hub.earlier_download(pretrained, revision, _wanted(components)) is None:
-        raise _not_given(pretrained, revision, error, key, components) from error
+    elif error := hub.refusal(pretrained, revision):
+        folder = hub.earlier_download(pretrained, revision, _wanted(components))
+        if folder is None or _missing(folder, components):
+            raise _not_given(pretrained, revision, error, key, components) from error
+
+
+def _missing(folder: Path, components: Sequence[str]) -> list[str]:
+    return [name for name in components if not (folder / name).is_dir()]
 
 
 def _is_hub_id(pretrained: str) -> bool:

@@ -80,6 +80,11 @@ def test_an_earlier_download_is_taken_without_the_hub(monkeypatch, trio: Path, t
     shutil.copytree(trio, cache / "snapshots" / ("0" * 40))
     pretrained.check_source("nvidia/Cosmos")
     assert pretrained.resolve("nvidia/Cosmos") == cache / "snapshots" / ("0" * 40)
+    shutil.rmtree(cache / "snapshots" / ("0" * 40) / "transformer")  # as an import downloads its companions alone
+    assert pretrained.resolve("nvidia/Cosmos", components=("vae", "tokenizer")) == cache / "snapshots" / ("0" * 40)
+    for ask in (pretrained.check_source, pretrained.resolve):
+        with pytest.raises(FileNotFoundError, match=r"the hub did not give that model(?s:.)*put the model's diffusers-format folders"):
+            ask("nvidia/Cosmos")
 
 
 def test_a_source_is_checked_without_a_download(monkeypatch, trio: Path, tmp_path: Path) -> None:
