@@ -1,6 +1,7 @@
 """`mimicvideo VERB`: finds the verb, which then imports its own stack and no other, so that help answers at once."""
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -26,6 +27,7 @@ VERBS = {
     "sweep": "runs a verb once for each combination of values, or lets an optimiser choose them",
 }
 
+WRITES_A_FOLDER = ("export", "fuse", "import", "import-decoder")
 EXPECTED = (ValueError, ArithmeticError, RuntimeError, OSError, ImportError)  # what our messages come with
 
 HELP = f"""usage: mimicvideo VERB [options]     (`mimicvideo VERB --help` lists a verb's options)
@@ -108,6 +110,8 @@ def run(verb: str, argv: list[str]) -> None:
     else:
         from mimicvideo.functions import run_function
 
+        if verb in WRITES_A_FOLDER:  # a terminated one removes what is half written, as an interrupted one does
+            signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
         run_function(argv)
 
 

@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 PARTIAL = ".partial"  # the ending of files that are being written
+_FULL = re.compile(rf"(\[Errno|\(os error) ({errno.ENOSPC}|{errno.EDQUOT})[\])]")  # as shutil.copytree and safetensors word it
 ABANDONED_S = 3600.0  # a partial file that has not grown for so long was left by a process that was killed
 
 
@@ -43,6 +45,8 @@ def full_disk(error: BaseException | None) -> OSError | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return error
+        if _FULL.search(str(error)):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         error = error.__cause__ or error.__context__
     return None
 

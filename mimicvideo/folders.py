@@ -1,12 +1,14 @@
 """Folders that are whole or not there: written aside, listed with their SHA-256 in a manifest, verified before they are read."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from mimicvideo.atomic import told
 from mimicvideo.checkpoint import DamagedCheckpointError
 from mimicvideo.hashes import file_sha256
 
@@ -15,10 +17,15 @@ MANIFEST = "manifest.json"
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, which takes its place if the block succeeds and vanishes if it fails."""
+    """A new folder beside `folder`, which takes its place if the block succeeds and vanishes if it fails.
+
+    Raises:
+        OSError: If nothing can be written there.
+    """
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with told("cannot make", folder, "choose another folder"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield new
         new.chmod(0o755)
@@ -35,9 +42,15 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def check_free(folder: Path) -> None:
-    """Raises FileExistsError if something is there already: what `replacing` would remove."""
+    """Raises FileExistsError if something is there already, which `replacing` would remove, and OSError if it could not be made there."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already and not empty: choose another folder for out, or remove it first")
+    if folder.is_mount():
+        raise OSError(f"{folder} is a mount point, whose place no other folder can take: choose a folder in it for out")
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        fault = "not writable" if there.is_dir() else "no folder"
+        raise OSError(f"{folder} cannot be made, since {there} is {fault}: choose another folder for out")
 
 
 def write_manifest(folder: Path) -> None:

@@ -132,9 +132,9 @@ def check_blocks(block: int | Sequence[int], num_blocks: int) -> tuple[int, ...]
     Raises:
         ValueError: If it names none, one that does not exist, or one twice.
     """
-    blocks = (block,) if isinstance(block, int) else tuple(block)
+    blocks = (block,) if isinstance(block, int) else tuple(block or ())  # null passes for any type
     if not blocks:
-        raise ValueError("block is an empty list: name one video block (block: 4) or several (block: [2, 4, 6])")
+        raise ValueError("block is empty: name one video block (block: 4) or several (block: [2, 4, 6])")
     for one in blocks:
         if not 0 <= one < num_blocks:
             raise ValueError(f"block must lie in [0, {num_blocks - 1}] for this backbone (0-based), got {one}")

@@ -206,7 +206,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         )
     config = weights.read_json(folder / weights.MANIFEST)
     wanted = {"format": int, "lora": dict | None, "base_weights_hash": str, "sha256": dict}
-    wrong = [key for key, kind in wanted.items() if not isinstance(config, dict) or not isinstance(config.get(key, ...), kind)]
+    wrong = [key for key, kind in wanted.items() if not isinstance(config.get(key, ...), kind)]
     if wrong or config["format"] != 1:
         raise ValueError(
             f"{folder / weights.MANIFEST} is no adapter manifest of format 1: {', '.join(wrong) or 'format'} is missing or not as stage 1 "

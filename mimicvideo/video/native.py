@@ -181,7 +181,7 @@ def choose_variant(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
 def _check_blocks(tensors: Mapping[str, Tensor], layers: int, file: Path) -> None:
     there = {int(match[1]) for key in tensors if (match := re.match(r"blocks\.(\d+)\.", key))}
     missing = sorted(set(range(layers)) - there)
-    if missing:
+    if there and missing:  # without any, other names are the fault
         raise ValueError(
             f"{file} has {layers - len(missing)} of the {layers} blocks: blocks.{', blocks.'.join(map(str, missing))} are missing. "
             "It is a partial checkpoint: download the whole one"

@@ -106,8 +106,6 @@ def check_numbers(config: Mapping[str, Any], where: object) -> None:
 
 
 def _settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, expected PEFT's settings by name: save the adapter again")
     if config.get("peft_type", "LORA") != "LORA":
         raise ValueError(f"{path}: peft_type={config['peft_type']!r} cannot be read, only LORA can. {_MERGE}")
     for key, unit in (("r", "rank"), ("lora_alpha", "updates are scaled by it / r"), ("target_modules", "the layers that have LoRA")):

@@ -47,6 +47,8 @@ def resolve(pretrained: str, revision: str | None = None, *, key: str = "pretrai
     elif _is_hub_id(pretrained):
         try:
             folder = hub.download(pretrained, revision, _wanted(components))
+            if missing := _missing(folder, components):  # of an earlier download, of other components
+                raise FileNotFoundError(f"the download in {folder} lacks {', '.join(missing)}")
         except Exception as error:  # of many kinds: lost connection, gated, full disk
             raise _not_given(pretrained, revision, error, key, components) from error
     if pretrained in PACKAGED and not folder.is_dir():
@@ -56,8 +58,7 @@ def resolve(pretrained: str, revision: str | None = None, *, key: str = "pretrai
             f"{key}={pretrained!r}: there is no folder {folder.absolute()}. Give a hub id such as "
             f"nvidia/Cosmos-Predict2-2B-Video2World, one of {sorted(PACKAGED)}, or {_layout(key, components)}"
         )
-    missing = [name for name in components if not (folder / name).is_dir()]
-    if missing:
+    if missing := _missing(folder, components):
         raise FileNotFoundError(
             f"{key}={pretrained!r}: {folder} is not a complete video model: it lacks {', '.join(missing)}. Put the diffusers-format "
             f"folders {', '.join(components)} there"
@@ -69,8 +70,14 @@ def check_source(pretrained: str, revision: str | None = None, *, key: str = "pr
     """Raises what `resolve` would, within seconds and without a download."""
     if not _is_hub_id(pretrained):
         resolve(pretrained, key=key, components=components)
-    elif (error := hub.refusal(pretrained, revision)) and hub.earlier_download(pretrained, revision, _wanted(components)) is None:
-        raise _not_given(pretrained, revision, error, key, components) from error
+    elif error := hub.refusal(pretrained, revision):
+        folder = hub.earlier_download(pretrained, revision, _wanted(components))
+        if folder is None or _missing(folder, components):
+            raise _not_given(pretrained, revision, error, key, components) from error
+
+
+def _missing(folder: Path, components: Sequence[str]) -> list[str]:
+    return [name for name in components if not (folder / name).is_dir()]
 
 
 def _is_hub_id(pretrained: str) -> bool:
@@ -103,32 +110,55 @@ def _not_given(hub_id: str, revision: str | None, error: Exception, key: str, co
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of one component, read from its index if it is sharded.
+    """The safetensors files of one component, read from its index if it is sharded: those that diffusers or transformers reads.
 
     Raises:
         FileNotFoundError: If there are none or a shard is missing.
+        ValueError: If there is a single file beside an index, or an index and its shards disagree.
     """
-    for stem in ("diffusion_pytorch_model", "model"):
-        single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-        if single.is_file():
-            return [single]
-        if index.is_file():
-            shards = sorted({folder / name for name in read_json(index)["weight_map"].values()})
-            missing = [shard.name for shard in shards if not shard.is_file()]
-            if missing:
-                raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, named in {index.name}: copy or download the folder again")
-            return shards
-    raise FileNotFoundError(f"{folder} holds no weights: expected diffusion_pytorch_model.safetensors or model.safetensors")
+    name = "model.safetensors" if folder.name == "text_encoder" else "diffusion_pytorch_model.safetensors"
+    single, index = folder / name, folder / f"{name}.index.json"
+    if single.is_file() and index.is_file():
+        raise ValueError(f"{folder} holds weights twice, {single.name} and the shards of {index.name}: remove those that are not meant")
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return _shards(index)
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
+    raise FileNotFoundError(
+        f"{folder} holds no weights: expected {name}, or its parts and {index.name}"
+        + (f"; it has {', '.join(others[:5])}: save it with save_pretrained, as safetensors and without a variant" if others else "")
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, once they hold exactly what it says of each."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
+        raise ValueError(f"{index} lacks weight_map, the file of each tensor: copy or download it again")
+    shards = sorted({index.parent / name for name in places.values()})
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise FileNotFoundError(f"{index.parent} lacks {', '.join(missing)}, named in {index.name}: copy or download the folder again")
+    found = {(key, shard.name) for shard in shards for key in tensor_shapes([shard])}
+    if wrong := sorted({key for key, _ in found ^ set(places.items())}):
+        raise ValueError(
+            f"{index} and its files disagree about where {len(wrong)} tensors are: {', '.join(wrong[:3])}{', ...' * (len(wrong) > 3)}; "
+            "copy or download the folder again"
+        )
+    return shards
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Parses a JSON file; an absent or damaged one is reported by its name."""
+    """Parses a JSON file of named entries; an absent or damaged one is reported by its name."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: copy or download the folder again") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({_first_line(error)}): copy or download it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected entries by name: copy or download it again")
+    return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -178,8 +208,13 @@ def load_module(cls: type[Module], folder: Path, dtype: torch.dtype) -> Module:
     """
     config, files = read_json(folder / "config.json"), weight_files(folder)
     library: Any = cls
-    with torch.device("meta"):
-        blank = library.from_config(config) if hasattr(cls, "from_config") else library(library.config_class.from_dict(config))
+    try:
+        with torch.device("meta"):
+            blank = library.from_config(config) if hasattr(cls, "from_config") else library(library.config_class.from_dict(config))
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is no config.json of {cls.__name__}: {_first_line(error)}; copy or download it again"
+        ) from error
     expected = {key: value.shape for key, value in blank.state_dict().items()}
     found = tensor_shapes(files)
     tied = set(getattr(blank, "_tied_weights_keys", None) or {})  # stored once under another name
@@ -190,16 +225,12 @@ def load_module(cls: type[Module], folder: Path, dtype: torch.dtype) -> Module:
         folder,
         "If it is incomplete copy or download it again. Or is it another architecture, or saved with an adapter attached?",
     )
-    check_files(folder, files)
-    return library.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).eval()
+    check_files(folder)
+    return library.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True).eval()
 
 
-def check_files(folder: Path, files: Sequence[Path] = ()) -> None:
-    """Compares the files of one component with the manifest.json of its model, if it has one.
-
-    Args:
-        folder: Of the component.
-        files: Those with weights, which the manifest must list.
+def check_files(folder: Path) -> None:
+    """Compares the files of one component, hidden ones apart, with the manifest.json of its model, if it has one.
 
     Raises:
         FileNotFoundError: If a listed file is missing.
@@ -208,15 +239,19 @@ def check_files(folder: Path, files: Sequence[Path] = ()) -> None:
     manifest = folder.parent / MANIFEST
     if not manifest.is_file():
         return
-    content = read_json(manifest)
-    recorded = content.get("sha256") if isinstance(content, dict) else None
+    recorded = read_json(manifest).get("sha256")
     if not isinstance(recorded, dict):
         raise ValueError(f"{manifest} is no manifest: it lacks sha256, the hash of each file; copy or download it again")
-    listed = [folder.parent / name for name in recorded if name.startswith(f"{folder.name}/")]
-    for file in dict.fromkeys((*listed, *files)):
+    listed = {folder.parent / name: digest for name, digest in recorded.items() if name.startswith(f"{folder.name}/")}
+    there = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    if unlisted := [path for path in there if path not in listed]:
+        raise ValueError(
+            f"{unlisted[0]} is not among the files whose SHA-256 {manifest} records: remove it, or copy or download the folder again"
+        )
+    for file, digest in listed.items():
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing, though {manifest} lists it: copy or download the folder again")
-        if recorded.get(file.relative_to(folder.parent).as_posix()) != known_sha256(file):
+        if digest != known_sha256(file):
             raise ValueError(f"{file} differs from the SHA-256 that {manifest} records for it: copy or download it again")
 
 
@@ -227,9 +262,8 @@ def copy_component(folder: Path, target: Path) -> None:
         FileNotFoundError: If weights or a listed file are missing.
         ValueError: If a file is truncated or differs from its SHA-256.
     """
-    files = [] if folder.name == "tokenizer" else weight_files(folder)
-    tensor_shapes(files)
-    check_files(folder, files)
+    tensor_shapes([] if folder.name == "tokenizer" else weight_files(folder))
+    check_files(folder)
     shutil.copytree(folder, target)
 
 

@@ -96,7 +96,7 @@ class ReasonPromptEncoder(PromptEncoder):
 
         disable_progress_bar()
         folder = self.folder / "text_encoder"
-        pretrained.check_files(folder, pretrained.weight_files(folder))
+        pretrained.check_files(folder)
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True, use_safetensors=True
         )

@@ -1,10 +1,11 @@
 """A file that is written appears whole or not at all."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from mimicvideo.atomic import PARTIAL, whole_file
+from mimicvideo.atomic import PARTIAL, full_disk, whole_file
 
 
 def test_it_appears_when_it_is_complete_and_replaces_what_was_there(tmp_path: Path) -> None:
@@ -32,3 +33,16 @@ def test_long_names(tmp_path: Path) -> None:
     with whole_file(tmp_path / ("x" * 255)) as temporary:
         temporary.write_text("1")
     assert (tmp_path / ("x" * 255)).read_text() == "1"
+
+
+def test_a_full_disk_is_known_by_the_words_of_libraries_too() -> None:
+    """Their errors carry no number: safetensors' and those that shutil.copytree collects."""
+    words = (
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        "[('a', 'b', '[Errno 28] No space left on device')]",
+    )
+    for text in words:
+        found = full_disk(RuntimeError(text))
+        assert found is not None and found.errno == errno.ENOSPC
+    assert full_disk(OSError(errno.EDQUOT, "quota")) is not None
+    assert full_disk(RuntimeError("[Errno 2] in 28 files")) is None

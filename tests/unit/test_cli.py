@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
 from mimicvideo.cli import CheckingCLI, MimicVideoCLI, check_devices, check_execution
 from mimicvideo.compose import CONF
 from mimicvideo.data.captions import SIDECAR
+from mimicvideo.folders import replacing
 from mimicvideo.memory import BACKBONE
 from mimicvideo.messages import ConfigError, nearest, nearest_key, shorten
 from tests.synthetic_episodes import by_lerobot
@@ -462,6 +464,23 @@ def test_a_disk_that_fills_up_where_a_library_writes(monkeypatch: pytest.MonkeyP
     status, err = program_run(monkeypatch, capsys, "fit")
     assert status == 1
     assert "mimicvideo fit: error: No space left on device for runs/a/csv/metrics.csv: free some space" in err and "can be resumed" in err
+
+
+def test_a_terminated_import_removes_what_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(argv: list[str]) -> None:
+        with replacing(tmp_path / "model") as new:
+            (new / "config.json").write_text("{")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    monkeypatch.setattr("mimicvideo.functions.run_function", write)
+    try:
+        with pytest.raises(SystemExit) as left:
+            program.run("import", ["import"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 143
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

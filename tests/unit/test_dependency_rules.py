@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "atomic": [],
     "hub": [],
     "checkpoint": ["hashes"],
-    "folders": ["checkpoint", "hashes"],
+    "folders": ["atomic", "checkpoint", "hashes"],
     "native_files": [],
     "provenance": [],
     "video": [

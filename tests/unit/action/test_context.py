@@ -161,5 +161,6 @@ def test_blocks_keep_their_order_and_mistakes_are_named():
         check_blocks([2, 8], 8)
     with pytest.raises(ValueError, match=r"block names a video block twice, got \[2, 4, 2\]: give each once"):
         check_blocks([2, 4, 2], 8)
-    with pytest.raises(ValueError, match="block is an empty list: name one"):
-        check_blocks([], 8)
+    for nothing in ([], None):  # a configuration's null
+        with pytest.raises(ValueError, match="block is empty: name one"):
+            check_blocks(nothing, 8)  # type: ignore[arg-type]

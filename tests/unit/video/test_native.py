@@ -102,6 +102,10 @@ def drop(*parts: str):
     ("edit", "message"),
     [
         (drop("blocks.1."), r"model.pt has 2 of the 3 blocks: blocks.1 are missing. It is a partial checkpoint"),
+        (
+            lambda w: [w.update({f"module.{key}": w.pop(key)}) for key in list(w)],
+            r"has 67 keys that a Cosmos-Predict2 video model has not: module.x_embedder.proj.1.weight",
+        ),
         (drop("mlp.layer1"), r"3 missing: blocks.0.mlp.layer1.weight, blocks.1.mlp.layer1.weight, blocks.2.mlp"),
         (lambda w: w.update({"crossattn_proj.0.weight": torch.zeros(2, 2)}), r"1 keys that .* has not: crossattn_proj.0.weight"),
         (lambda w: w.update({"blocks.3.mlp.layer1.weight": torch.zeros(2, 2)}), r"has not: blocks.3.mlp.layer1.weight"),

@@ -182,7 +182,7 @@ def test_tensors_that_do_not_fit_are_refused(build, folder: Path, adaptation) ->
 
 def test_a_config_that_is_none_is_refused(build, folder: Path) -> None:
     (folder / "adapter_config.json").write_text("[]")
-    with pytest.raises(ValueError, match="adapter_config.json holds a list, expected PEFT's settings by name"):
+    with pytest.raises(ValueError, match="adapter_config.json holds a list, expected entries by name"):
         build(adapter=str(folder))
 
 

@@ -80,6 +80,11 @@ def test_an_earlier_download_is_taken_without_the_hub(monkeypatch, trio: Path, t
     shutil.copytree(trio, cache / "snapshots" / ("0" * 40))
     pretrained.check_source("nvidia/Cosmos")
     assert pretrained.resolve("nvidia/Cosmos") == cache / "snapshots" / ("0" * 40)
+    shutil.rmtree(cache / "snapshots" / ("0" * 40) / "transformer")  # as an import downloads its companions alone
+    assert pretrained.resolve("nvidia/Cosmos", components=("vae", "tokenizer")) == cache / "snapshots" / ("0" * 40)
+    for ask in (pretrained.check_source, pretrained.resolve):
+        with pytest.raises(FileNotFoundError, match=r"the hub did not give that model(?s:.)*put the model's diffusers-format folders"):
+            ask("nvidia/Cosmos")
 
 
 def test_a_source_is_checked_without_a_download(monkeypatch, trio: Path, tmp_path: Path) -> None:
@@ -127,6 +132,64 @@ def test_missing_shard_is_refused(build, own_trio: Path) -> None:
     refused(own_trio, build, "lacks diffusion_pytorch_model-00002-of-00002.safetensors")
 
 
+@pytest.fixture
+def shards(own_trio: Path) -> Path:
+    """The index of `own_trio`'s transformer in two files or more, without a manifest."""
+    (own_trio / pretrained.MANIFEST).unlink()
+    model = CosmosTransformer3DModel.from_pretrained(own_trio / "transformer")
+    (own_trio / WEIGHTS).unlink()
+    model.save_pretrained(own_trio / "transformer", max_shard_size="100KB")
+    return own_trio / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+
+
+def test_weights_that_are_there_twice_are_refused(build, trio: Path, own_trio: Path, shards: Path) -> None:
+    """diffusers reads the shards, transformers the single file."""
+    shutil.copy(trio / WEIGHTS, own_trio / WEIGHTS)
+    refused(own_trio, build, "holds weights twice, diffusion_pytorch_model.safetensors and the shards of", shards.name)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda places: places.pop("proj_out.weight"), lambda places: places.update(extra=places["proj_out.weight"])]
+)
+def test_an_index_that_does_not_say_what_is_in_its_files_is_refused(build, own_trio: Path, shards: Path, change) -> None:
+    index = json.loads(shards.read_text())
+    change(index["weight_map"])
+    shards.write_text(json.dumps(index))
+    refused(own_trio, build, str(shards), "about where 1 tensors are")
+
+
+def test_a_tensor_in_two_files_is_refused(build, own_trio: Path, shards: Path) -> None:
+    first, *_, last = pretrained.weight_files(own_trio / "transformer")
+    key = min(load_file(first))
+    edit(last, lambda tensors: tensors.update({key: load_file(first)[key] + 1}))
+    refused(own_trio, build, str(shards), f"about where 1 tensors are: {key}")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": []}', '{"weight_map": {"proj_out.weight": 2}}'])
+def test_an_index_without_places_is_refused(build, own_trio: Path, shards: Path, text: str) -> None:
+    shards.write_text(text)
+    refused(own_trio, build, f"{shards} lacks weight_map")
+
+
+def test_weights_of_a_variant_are_named(build, own_trio: Path) -> None:
+    (own_trio / WEIGHTS).rename(own_trio / "transformer" / "diffusion_pytorch_model.fp16.safetensors")
+    refused(own_trio, build, "holds no weights", "it has diffusion_pytorch_model.fp16.safetensors", "without a variant")
+
+
+@pytest.mark.parametrize("component", ["transformer", "vae", "text_encoder"])
+@pytest.mark.parametrize(("text", "kind"), [("[]", "list"), ("3", "int"), ('"nvidia/model"', "str")])
+def test_a_config_that_is_none_is_refused_without_asking_the_hub(build, own_trio: Path, component: str, text: str, kind: str) -> None:
+    """A text in its place is a model of the hub to diffusers."""
+    (own_trio / component / "config.json").write_text(text)
+    refused(own_trio, build, f"{own_trio / component / 'config.json'} holds a {kind}")
+
+
+def test_a_config_that_builds_no_network_is_refused(build, own_trio: Path) -> None:
+    config = json.loads((own_trio / "transformer" / "config.json").read_text())
+    (own_trio / "transformer" / "config.json").write_text(json.dumps({**config, "num_layers": "28"}))
+    refused(own_trio, build, "transformer/config.json is no config.json of CosmosTransformer3DModel")
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -165,7 +228,7 @@ def test_flipped_byte_is_refused(build, own_trio: Path, name: str) -> None:
     refused(own_trio, build, name, "SHA-256")
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"sha256": null}'])
+@pytest.mark.parametrize("text", ["{}", '{"sha256": null}'])
 def test_a_manifest_without_hashes_is_refused(own_trio: Path, build, text: str) -> None:
     (own_trio / "manifest.json").write_text(text)
     refused(own_trio, build, str(own_trio / "manifest.json"), "lacks sha256")
@@ -205,6 +268,26 @@ def test_weights_that_the_manifest_does_not_list_are_refused(build, own_trio: Pa
     del manifest["sha256"][WEIGHTS]
     (own_trio / "manifest.json").write_text(json.dumps(manifest))
     refused(own_trio, build, WEIGHTS, "SHA-256")
+
+
+@pytest.mark.parametrize("name", ["transformer/config.json", "vae/config.json"])
+def test_a_config_that_the_manifest_does_not_list_is_refused(build, own_trio: Path, name: str) -> None:
+    manifest = json.loads((own_trio / "manifest.json").read_text())
+    del manifest["sha256"][name]
+    (own_trio / "manifest.json").write_text(json.dumps(manifest))
+    refused(own_trio, build, f"{own_trio / name} is not among the files")
+
+
+def test_a_file_that_was_added_to_the_tokenizer_is_refused(build, own_trio: Path) -> None:
+    """It would give a word another number."""
+    (own_trio / "tokenizer" / "added_tokens.json").write_text('{"drawer": 7}')
+    with pytest.raises(ValueError, match=r"added_tokens.json is not among the files"):
+        build(pretrained=str(own_trio)).encode_prompt(["open the drawer"])
+
+
+def test_the_packaged_models_manifest_lists_all_its_files() -> None:
+    for component in pretrained.COMPONENTS:
+        pretrained.check_files(pretrained.PACKAGED["cosmos-tiny"] / component)
 
 
 @pytest.mark.parametrize("name", ["vae/config.json", "text_encoder/model.safetensors", "tokenizer/tokenizer.json"])
