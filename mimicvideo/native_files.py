@@ -20,6 +20,7 @@ _BOOKKEEPING = re.compile(
     r"|pos_embedder\.(seq|dim_spatial_range|dim_temporal_range)"
     r"|(.+\.)?_extra_state"
 )
+_BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # pickled, torch.serialization's MAGIC_NUMBER
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # those without scales of their own
 
 
@@ -48,12 +49,22 @@ def read_tensors(file: Path) -> dict[str, Any]:
             "save its state dict alone, or as safetensors, and import that"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
+        if _begins(file, _BEFORE_1_6):
+            raise ValueError(
+                f"{file} is in PyTorch's format from before 1.6, which has no checksums: torch.load it with weights_only=True, then "
+                "torch.save it again, and import that"
+            ) from error
         raise ValueError(f"{file} is truncated or no PyTorch checkpoint: copy or download it again") from error
     if damaged := _damaged_record(file):
         raise ValueError(f"{file} is damaged in {damaged}: its checksum differs; copy or download it again")
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{file} holds a {type(content).__name__}, expected a state dict: names and tensors")
     return content
+
+
+def _begins(file: Path, start: bytes) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(start)) == start
 
 
 def _damaged_record(file: Path) -> str | None:

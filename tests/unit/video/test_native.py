@@ -179,6 +179,9 @@ def test_damaged_files_are_refused(trio: Path, tmp_path: Path, config: str) -> N
     file.write_bytes(pickle.dumps([1]))
     with pytest.raises(ValueError, match="model.pt is truncated or no PyTorch checkpoint"):
         imported(str(file), trio, tmp_path, config)
+    torch.save({"net.x": torch.zeros(2)}, file, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="model.pt is in PyTorch's format from before 1.6, which has no checksums"):
+        imported(str(file), trio, tmp_path, config)
     with pytest.raises(ValueError, match="holds a list, expected a state dict"):
         imported(native_file(tmp_path, [torch.zeros(2)]), trio, tmp_path, config)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
