@@ -107,10 +107,18 @@ def with_parts(module: nn.Module, replacement: Callable[[str, nn.Module], nn.Mod
 class Weights:
     """All weights of some modules, each once, in the order of `parameters()`. The modules are walked through anew only when one of
     them was added, replaced or removed: in a model of thousands of layers a walk takes longer than the launch of its CUDA graph.
+
+    Args:
+        modules: Whose weights they are.
+        kind: Parts of this type are listed too.
+
+    Attributes:
+        found: Those, as of the latest call.
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
-        self._modules = modules
+    def __init__(self, *modules: nn.Module, kind: type | None = None) -> None:
+        self._modules, self._kind = modules, kind
+        self.found: list[Any] = []
         self._tree: list[tuple[dict[str, Any], tuple[Any, ...]]] = []  # each module's children, and who they were
         self._owners: list[dict[str, nn.Parameter | None]] = []
 
@@ -119,10 +127,11 @@ class Weights:
             parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
             self._tree = [(part._modules, tuple(part._modules.values())) for part in parts]
             self._owners = [part._parameters for part in parts if part._parameters]
+            self.found = [] if self._kind is None else [part for part in parts if isinstance(part, self._kind)]
         return list(dict.fromkeys(weight for owner in self._owners for weight in owner.values() if weight is not None))
 
 
-Fingerprint = tuple[tuple[int, int], ...]
+Fingerprint = tuple[tuple[Hashable, int], ...]
 
 
 def fingerprint(weights: Iterable[Tensor]) -> Fingerprint:
@@ -130,7 +139,7 @@ def fingerprint(weights: Iterable[Tensor]) -> Fingerprint:
     return tuple((weight.data_ptr(), weight._version) for weight in weights)
 
 
-def places(version: Fingerprint) -> tuple[int, ...]:
+def places(version: Fingerprint) -> tuple[Hashable, ...]:
     """The part of a fingerprint that values written in place leave as it is."""
     return tuple(place for place, _ in version)
 
