@@ -110,7 +110,7 @@ class FastTransformer:
             tensors = latents, levels, mask, text, *self._rotary_of(latents)
             if training or not self.execution.cuda_graphs:
                 return within(self.transformer, forward, *tensors)
-            key = wanted, torch.is_autocast_enabled(latents.device.type), places(version)
+            key = wanted, product_dtype(latents.device, latents.dtype), places(version)
             return self.graphs(key if self._fp8 is None else (*key, self._fp8[0]), forward, *tensors)
 
     def clear(self) -> None:
@@ -183,7 +183,7 @@ class FastTransformer:
         """The same, from an earlier call with the same tensor if neither it nor a weight has been written to since."""
         if prompt.is_inference():  # it does not count what is written to it
             return self._text_of(prompt, depth)
-        key = id(prompt), prompt._version, depth, torch.is_autocast_enabled(prompt.device.type), version
+        key = id(prompt), prompt._version, depth, product_dtype(prompt.device, prompt.dtype), version
         if key not in self._text:
             self._text[key] = prompt, self._text_of(prompt, depth)  # the prompt is kept too, so that its id stays its own
         return _remembered(self._text, key)[1]

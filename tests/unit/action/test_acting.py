@@ -79,6 +79,17 @@ def test_weights_may_change_after_inference_mode() -> None:
     assert torch.equal(act(policy), after) and not torch.equal(after, before)
 
 
+def test_graphs_are_captured_anew_under_another_autocast() -> None:
+    policy, keys = awake(acting=Acting()), []
+    policy._sampler.graphs = lambda key, function, *tensors: (keys.append(key), function(*tensors))[1]
+    act(policy)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            act(policy)
+    act(policy)
+    assert len(set(keys)) == 3 and keys[0] == keys[-1]
+
+
 def test_averaged_weights_act() -> None:
     policy = awake(acting=Acting())
     average = WeightAverage(policy.decoder, 0.5)
