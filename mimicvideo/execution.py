@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -102,6 +103,11 @@ def with_parts(module: nn.Module, replacement: Callable[[str, nn.Module], nn.Mod
     twin = copy.copy(module)
     twin._modules = children
     return twin
+
+
+def compile_method(owner: Any, name: str, *args: Any, **kwargs: Any) -> None:
+    """Compiles a method of one object. In a deep copy it is the copy's, where `torch.compile(owner.method)` stays the owner's."""
+    setattr(owner, name, MethodType(torch.compile(getattr(type(owner), name), *args, **kwargs), owner))
 
 
 class Weights:
@@ -203,6 +209,10 @@ class CudaGraphs:
 
     def __len__(self) -> int:
         return len(self._captured)
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "CudaGraphs":
+        """Without graphs: these read the original's weights."""
+        return CudaGraphs(self.limit)
 
     def clear(self) -> None:
         """Frees all graphs."""

@@ -1,5 +1,6 @@
 """Acting fast: the same actions as in validation up to rounding, with the present weights, and a shorter future on demand."""
 
+import copy
 import subprocess
 import sys
 
@@ -235,3 +236,21 @@ def test_a_decoder_compiled_for_training_acts_uncompiled() -> None:
     policy.decoder._velocity = broken
     policy.act_as(Acting())
     assert torch.equal(act(policy), plain)
+
+
+def test_a_deep_copy_acts_with_its_own_weights(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args, **kwargs: function(*args, **kwargs))
+    plain, policy = awake(), awake(acting=Acting(compile=True))
+    policy.decoder.compile()
+    act(policy)
+    twin = copy.deepcopy(policy)
+    with torch.no_grad():
+        for model in (plain, twin):
+            for weight in model.decoder.parameters():
+                weight.mul_(1.1)
+    expected = act(plain)
+    torch.testing.assert_close(act(twin), expected)
+    for acted in (policy, twin):
+        acted.act_as(None)
+    torch.testing.assert_close(act(twin), expected)
+    assert not torch.allclose(act(policy), expected, atol=1e-3)
