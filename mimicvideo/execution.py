@@ -141,8 +141,17 @@ Fingerprint = tuple[tuple[Hashable, int], ...]
 
 
 def fingerprint(weights: Iterable[Tensor]) -> Fingerprint:
-    """Of each weight where it lies, which changes when it is moved or replaced, and a count of the times it was written to."""
-    return tuple((weight.data_ptr(), weight._version) for weight in weights)
+    """Of each weight where it lies, which changes when it is moved or replaced, and a count of the times it was written to.
+
+    Raises:
+        RuntimeError: If a weight was made in inference mode, where nothing is counted.
+    """
+    try:
+        return tuple((weight.data_ptr(), weight._version) for weight in weights)
+    except RuntimeError as error:
+        if "version counter" not in str(error):
+            raise
+        raise RuntimeError(f"the model was built or loaded under torch.inference_mode() ({error}): do that outside of it") from error
 
 
 def places(version: Fingerprint) -> tuple[Hashable, ...]:

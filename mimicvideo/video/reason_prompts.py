@@ -48,7 +48,8 @@ class ReasonPromptEncoder(PromptEncoder):
 
     def _follow(self) -> None:
         """Forgets what an earlier state of the projection has reduced. On another device it is the same."""
-        state = tuple((id(weight), weight._version, weight.dtype) for part in self._reduction for weight in part.parameters())
+        weights = [weight for part in self._reduction for weight in part.parameters()]
+        state = tuple((id(weight), weight.is_inference() or weight._version, weight.dtype) for weight in weights)
         if state != self._reduced_by:
             self._memory.clear()
             self._recent.clear()

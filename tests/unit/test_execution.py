@@ -52,6 +52,13 @@ def test_attention_off_gpu_is_as_ever() -> None:
     assert torch.equal(inside, nn.functional.scaled_dot_product_attention(q, q, q))
 
 
+def test_weights_of_inference_mode_are_refused() -> None:
+    with torch.inference_mode():
+        layer = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="was built or loaded under torch.inference_mode.*do that outside of it"):
+        fingerprint(layer.parameters())
+
+
 def test_fingerprints_follow_values_and_places() -> None:
     layer = nn.Linear(3, 3)
     first, place = fingerprint(layer.parameters()), places(fingerprint(layer.parameters()))

@@ -137,6 +137,13 @@ def test_a_projection_that_is_loaded_later_reduces_anew(reason_trio: Path, tmp_p
     assert again.encode_prompt(PROMPTS) is kept
 
 
+def test_a_model_may_be_built_in_inference_mode(reason_trio: Path) -> None:
+    expected = CosmosPredict(str(reason_trio), Frozen(), prompt_tokens=TOKENS).encode_prompt(PROMPTS)
+    with torch.inference_mode():
+        backbone = CosmosPredict(str(reason_trio), Frozen(), prompt_tokens=TOKENS)
+        assert torch.equal(backbone.encode_prompt(PROMPTS), expected)
+
+
 def test_a_dropped_prompt_is_the_projection_of_zeros(reason_trio: Path) -> None:
     backbone = CosmosPredict(str(reason_trio), Frozen(), prompt_tokens=TOKENS)
     projection: Any = backbone.transformer.crossattn_proj
