@@ -137,6 +137,20 @@ def test_a_projection_that_is_loaded_later_reduces_anew(reason_trio: Path, tmp_p
     assert again.encode_prompt(PROMPTS) is kept
 
 
+def test_another_chat_template_is_another_entry(reason_trio: Path, tmp_path: Path) -> None:
+    def embeddings(folder: Path) -> torch.Tensor:
+        return CosmosPredict(str(folder), Frozen(), prompt_tokens=TOKENS, prompt_cache=str(tmp_path / "cache")).encode_prompt(PROMPTS)
+
+    first, other = embeddings(reason_trio), tmp_path / "other"
+    shutil.copytree(reason_trio, other)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(other / "tokenizer")
+    tokenizer.chat_template = TEMPLATE.replace("<|im_end|>", "")
+    tokenizer.save_pretrained(other / "tokenizer")
+    assert (other / "tokenizer" / "tokenizer.json").read_bytes() == (reason_trio / "tokenizer" / "tokenizer.json").read_bytes()
+    assert not torch.allclose(embeddings(other), first, atol=1e-2)
+    assert torch.equal(embeddings(reason_trio), first)
+
+
 def test_a_model_may_be_built_in_inference_mode(reason_trio: Path) -> None:
     expected = CosmosPredict(str(reason_trio), Frozen(), prompt_tokens=TOKENS).encode_prompt(PROMPTS)
     with torch.inference_mode():
