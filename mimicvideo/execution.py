@@ -24,6 +24,9 @@ FEW_QUERIES = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBacken
 class Execution:
     """How a video model runs faster: see `video.fast_transformer`. Without FP8 it computes what the plain one does, up to rounding.
 
+    What it keeps of weights and prompts follows them when they are written to, loaded or moved. Writes that go through a tensor's `.data`
+    are the exception, since torch counts them nowhere: call the model's `execute` again after such.
+
     Attributes:
         compile: Mode of `torch.compile` for the blocks, compiled once for all of them; None leaves them as they are.
         cuda_graphs: Replay passes without gradients from CUDA graphs, captured anew for each shape. Ignored off GPU.
