@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,9 @@ FEW_QUERIES = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBacken
 @dataclass(frozen=True)
 class Execution:
     """How a video model runs faster: see `video.fast_transformer`. Without FP8 it computes what the plain one does, up to rounding.
+
+    What it keeps of weights and prompts follows them when they are written to, loaded or moved. Writes that go through a tensor's `.data`
+    are the exception, since torch counts them nowhere: call the model's `execute` again after such.
 
     Attributes:
         compile: Mode of `torch.compile` for the blocks, compiled once for all of them; None leaves them as they are.
@@ -104,13 +108,26 @@ def with_parts(module: nn.Module, replacement: Callable[[str, nn.Module], nn.Mod
     return twin
 
 
+def compile_method(owner: Any, name: str, *args: Any, **kwargs: Any) -> None:
+    """Compiles a method of one object. In a deep copy it is the copy's, where `torch.compile(owner.method)` stays the owner's."""
+    setattr(owner, name, MethodType(torch.compile(getattr(type(owner), name), *args, **kwargs), owner))
+
+
 class Weights:
     """All weights of some modules, each once, in the order of `parameters()`. The modules are walked through anew only when one of
     them was added, replaced or removed: in a model of thousands of layers a walk takes longer than the launch of its CUDA graph.
+
+    Args:
+        modules: Whose weights they are.
+        kind: Parts of this type are listed too.
+
+    Attributes:
+        found: Those, as of the latest call.
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
-        self._modules = modules
+    def __init__(self, *modules: nn.Module, kind: type | None = None) -> None:
+        self._modules, self._kind = modules, kind
+        self.found: list[Any] = []
         self._tree: list[tuple[dict[str, Any], tuple[Any, ...]]] = []  # each module's children, and who they were
         self._owners: list[dict[str, nn.Parameter | None]] = []
 
@@ -119,18 +136,28 @@ class Weights:
             parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
             self._tree = [(part._modules, tuple(part._modules.values())) for part in parts]
             self._owners = [part._parameters for part in parts if part._parameters]
+            self.found = [] if self._kind is None else [part for part in parts if isinstance(part, self._kind)]
         return list(dict.fromkeys(weight for owner in self._owners for weight in owner.values() if weight is not None))
 
 
-Fingerprint = tuple[tuple[int, int], ...]
+Fingerprint = tuple[tuple[Hashable, int], ...]
 
 
 def fingerprint(weights: Iterable[Tensor]) -> Fingerprint:
-    """Of each weight where it lies, which changes when it is moved or replaced, and a count of the times it was written to."""
-    return tuple((weight.data_ptr(), weight._version) for weight in weights)
+    """Of each weight where it lies, which changes when it is moved or replaced, and a count of the times it was written to.
+
+    Raises:
+        RuntimeError: If a weight was made in inference mode, where nothing is counted.
+    """
+    try:
+        return tuple((weight.data_ptr(), weight._version) for weight in weights)
+    except RuntimeError as error:
+        if "version counter" not in str(error):
+            raise
+        raise RuntimeError(f"the model was built or loaded under torch.inference_mode() ({error}): do that outside of it") from error
 
 
-def places(version: Fingerprint) -> tuple[int, ...]:
+def places(version: Fingerprint) -> tuple[Hashable, ...]:
     """The part of a fingerprint that values written in place leave as it is."""
     return tuple(place for place, _ in version)
 
@@ -194,6 +221,10 @@ class CudaGraphs:
 
     def __len__(self) -> int:
         return len(self._captured)
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "CudaGraphs":
+        """Without graphs: these read the original's weights."""
+        return CudaGraphs(self.limit)
 
     def clear(self) -> None:
         """Frees all graphs."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mimicvideo import flow
 from mimicvideo.action.decoder import ActionDecoder, PreparedContext
 from mimicvideo.action.tokens import COMPILED
-from mimicvideo.execution import FEW_QUERIES, CudaGraphs, Twin, attention_kernels
+from mimicvideo.execution import FEW_QUERIES, CudaGraphs, Twin, attention_kernels, product_dtype
 
 UNIT = 16  # pixels come in so many: 8 to a latent, 2 latents to a token
 
@@ -105,7 +105,8 @@ class ActionSampler:
         with self._precision(noise.device), attention_kernels(noise.device, FEW_QUERIES):
             if not self.acting.cuda_graphs:
                 return sample(tau_video, proprio, noise, *hidden)
-            return self.graphs(self._twin.made, sample, tau_video, proprio, noise, *hidden)
+            key = self._twin.made, product_dtype(noise.device, noise.dtype)  # the caller's autocast, which is part of what is captured
+            return self.graphs(key, sample, tau_video, proprio, noise, *hidden)
 
     def _precision(self, device: torch.device) -> AbstractContextManager:
         # Without autocast's cache: its copies of weights would be freed under a graph that reads them.

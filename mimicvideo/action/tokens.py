@@ -13,6 +13,7 @@ from mimicvideo.action.attention import CrossAttention, JointAttention
 from mimicvideo.action.decoder import ActionDecoder, DecoderShape, PreparedContext, PreparedTimes
 from mimicvideo.action.layers import EPSILON, TokenEmbedder, linear, truncated_normal_
 from mimicvideo.action.time_embedding import Modulation, PairTimeEmbedding
+from mimicvideo.execution import compile_method
 from mimicvideo.flow import expand_like
 from mimicvideo.noise import Generators, joined
 
@@ -134,18 +135,17 @@ class TokenDecoder(ActionDecoder):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`torch.compile` of everything but the random draw, whose generator the compiler does not take."""
-        self._velocity = torch.compile(self._velocity, *args, **kwargs)
-        self._project = torch.compile(self._project, *args, **kwargs)
-        self._vectors = torch.compile(self._vectors, *args, **kwargs)
+        for name in ("_velocity", "_project", "_vectors"):
+            compile_method(self, name, *args, **kwargs)
 
     def compile_blocks(self) -> None:
         """Blocks, their shifts, scales and gates, and their keys and values: each compiled once, since all blocks share their code."""
         for block in cast(list[ModulatedBlock], self.blocks):
-            block.forward = torch.compile(block.forward, dynamic=False)
-            block.vectors = torch.compile(block.vectors, dynamic=False)
+            for name in ("forward", "vectors"):
+                compile_method(block, name, dynamic=False)
             for part in block.modules():
                 if isinstance(part, CrossAttention | JointAttention):
-                    part.keys_and_values = torch.compile(part.keys_and_values, dynamic=False)
+                    compile_method(part, "keys_and_values", dynamic=False)
 
     @abstractmethod
     def _project(self, *hidden_states: Float[Tensor, "batch tokens context_dim"]) -> list[tuple[Tensor, Tensor]]:

@@ -38,12 +38,12 @@ def block_runner(value: Checkpointing, index: int) -> Callable[..., Any]:
 
 def diffusers_runner(blocks: nn.ModuleList, value: Checkpointing) -> Callable[..., Any]:
     """`block_runner` as diffusers' `enable_gradient_checkpointing` wants it, which by itself knows all or nothing."""
-    position = {id(block): index for index, block in enumerate(blocks)}
+    return partial(_run_one_of, blocks, value)
 
-    def run(block: nn.Module, *inputs: Any) -> Any:
-        return block_runner(value, position[id(block)])(block, *inputs)
 
-    return run
+def _run_one_of(blocks: nn.ModuleList, value: Checkpointing, block: nn.Module, *inputs: Any) -> Any:
+    index = next(index for index, one in enumerate(blocks) if one is block)
+    return block_runner(value, index)(block, *inputs)
 
 
 def _call(block: Callable[..., Any], *inputs: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from mimicvideo.execution import Execution, lasting, sent
+from mimicvideo.execution import Execution, compile_method, lasting, sent
 from mimicvideo.video import adapter as adapters
 from mimicvideo.video import pretrained as weights
 from mimicvideo.video import wan
@@ -106,7 +106,7 @@ class CosmosPredict(VideoBackbone):
             self.transformer.enable_gradient_checkpointing(diffusers_runner(self.transformer.transformer_blocks, gradient_checkpointing))
         if compile:
             for block in self.transformer.transformer_blocks:  # their forward only: hooks, which may leave early, stay outside
-                block.forward = torch.compile(block.forward)
+                compile_method(block, "forward")
         self._statistics: dict[torch.device, Tensor] = {}
         self.execute(execution)
         if adapter is not None:

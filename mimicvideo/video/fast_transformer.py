@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers import CosmosTransformer3DModel
 from einops import rearrange
 from jaxtyping import Float
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -28,7 +29,7 @@ from mimicvideo.execution import (
 from mimicvideo.video import flash4, fp8_attention
 from mimicvideo.video import fp8 as fp8_products
 from mimicvideo.video.checkpointing import Checkpointing, block_runner
-from mimicvideo.video.merged_lora import MergedBlocks
+from mimicvideo.video.merged_lora import MergedBlocks, settings
 
 # What FP8 leaves alone: AdaLN sees one row per frame, on which all tokens depend; the text's keys and values are computed once.
 _EXACT = ("norm1", "norm2", "norm3", "attn2.to_k", "attn2.to_v")
@@ -68,7 +69,7 @@ class FastTransformer:
         self.transformer, self.execution = transformer, execution
         self.checkpointing: Checkpointing = checkpointing
         self.graphs = CudaGraphs()
-        self._weights = Weights(transformer)
+        self._weights = Weights(transformer, kind=LoraLayer)
         self._run: Callable[..., Any] = run_block
         if execution.compile is not None:
             self._run = torch.compile(run_block, mode=execution.compile, dynamic=False)
@@ -95,6 +96,7 @@ class FastTransformer:
             version = fingerprint(weights)
         elif self.execution.fp8_training:
             version = fingerprint(weight for weight in weights if not weight.requires_grad)
+        version += settings(self._weights.found) if version else ()
         kernels = self._attention(latents.device, training)
         wanted = None if blocks is None else tuple(sorted(set(blocks)))
         network = self._network(version, training, latents.device)
@@ -108,7 +110,7 @@ class FastTransformer:
             tensors = latents, levels, mask, text, *self._rotary_of(latents)
             if training or not self.execution.cuda_graphs:
                 return within(self.transformer, forward, *tensors)
-            key = wanted, torch.is_autocast_enabled(latents.device.type), places(version)
+            key = wanted, product_dtype(latents.device, latents.dtype), places(version)
             return self.graphs(key if self._fp8 is None else (*key, self._fp8[0]), forward, *tensors)
 
     def clear(self) -> None:
@@ -181,7 +183,7 @@ class FastTransformer:
         """The same, from an earlier call with the same tensor if neither it nor a weight has been written to since."""
         if prompt.is_inference():  # it does not count what is written to it
             return self._text_of(prompt, depth)
-        key = id(prompt), prompt._version, depth, torch.is_autocast_enabled(prompt.device.type), version
+        key = id(prompt), prompt._version, depth, product_dtype(prompt.device, prompt.dtype), version
         if key not in self._text:
             self._text[key] = prompt, self._text_of(prompt, depth)  # the prompt is kept too, so that its id stays its own
         return _remembered(self._text, key)[1]

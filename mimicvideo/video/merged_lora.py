@@ -1,5 +1,7 @@
 """LoRA in training with its updates added to the frozen weights after every step: one product each way instead of three and a sum."""
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,30 @@ def merge(weight: Tensor, update: Tensor, scaling: float, dtype: torch.dtype) ->
     if dtype == torch.bfloat16:
         return dithered(weight.float() + scaling * update.float())
     return weight.to(dtype) + scaling * update.to(dtype)
+
+
+def settings(layers: Iterable[Any]) -> Fingerprint:
+    """Of what besides weights decides on a LoRA layer's function: adapters in use, scales, whether the base trains."""
+    return tuple(
+        ((layer.disable_adapters, *layer.active_adapters, *layer.merged_adapters, *layer.scaling.items(), _base_trains(layer)), 0)
+        for layer in layers
+    )
+
+
+def mergeable(layer: Any) -> bool:
+    """Whether a LoRA layer is x (W + s B A)^T + b with W and b frozen: not switched off, merged by PEFT, of several adapters or DoRA."""
+    name = "default"
+    return (
+        list(layer.active_adapters) == [name]
+        and name in layer.lora_A
+        and not (layer.disable_adapters or layer.merged or layer.lora_variant or layer.lora_bias[name] or _base_trains(layer))
+        and isinstance(layer.lora_dropout[name], nn.Identity)
+    )
+
+
+def _base_trains(layer: Any) -> bool:
+    base = layer.get_base_layer()
+    return any(weight is not None and weight.requires_grad for weight in (base.weight, base.bias))
 
 
 class MergedLora(nn.Module):
@@ -83,7 +109,7 @@ class _Product(torch.autograd.Function):
 
 
 class MergedBlocks:
-    """A transformer's blocks with merged LoRA layers, which follow the weights in place.
+    """A transformer's blocks with merged LoRA layers, which follow the weights in place. What is not `mergeable` stays PEFT's.
 
     Args:
         blocks: They stay as they are.
@@ -105,7 +131,7 @@ class MergedBlocks:
         """
         with lasting():
             if self._twin is None or self._place != (dtype, places(version)):
-                self._twin = with_parts(self._blocks, lambda _, part: MergedLora(part, dtype) if isinstance(part, LoraLayer) else part)
+                self._twin = with_parts(self._blocks, partial(_merged, dtype))
                 self._place, self._version = (dtype, places(version)), ()
             if self._version != version:
                 self._update([part for part in self._twin.modules() if isinstance(part, MergedLora)])
@@ -123,3 +149,7 @@ class MergedBlocks:
     def clear(self) -> None:
         """Frees the twin."""
         self._twin = None
+
+
+def _merged(dtype: torch.dtype, _name: str, part: nn.Module) -> nn.Module:
+    return MergedLora(part, dtype) if isinstance(part, LoraLayer) and mergeable(part) else part

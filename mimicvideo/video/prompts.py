@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from mimicvideo.atomic import told, whole_file
 from mimicvideo.execution import lasting
+from mimicvideo.hashes import known_sha256
 from mimicvideo.video import pretrained
 
+_TOKENIZER_FILES = (".json", ".jinja", ".model", ".txt")
 _KEPT = 4  # batches of embeddings that stay on their device
 
 
@@ -55,7 +57,10 @@ class PromptEncoder(nn.Module):
     @cached_property
     def cache_identity(self) -> str:
         """What a cached embedding depends on beside its prompt."""
-        return f"{self.weights_hash}\0{self.dtype}\0{self.prompt_tokens}"
+        # Of the tokenizer all files: its settings and chat template, no part of a model's identity, make other tokens, too.
+        files = sorted(path for path in (self.folder / "tokenizer").iterdir() if path.suffix in _TOKENIZER_FILES)
+        tokenizer = pretrained.text_hash(*(f"{path.name} {known_sha256(path)}" for path in files))
+        return f"{self.weights_hash}\0{tokenizer}\0{self.dtype}\0{self.prompt_tokens}"
 
     def no_prompt(self, device: torch.device) -> Float[Tensor, "prompt_tokens prompt_dim"]:
         """What a dropped prompt is in training: zeros."""

@@ -34,14 +34,27 @@ class ReasonPromptEncoder(PromptEncoder):
     def __init__(self, folder: Path, prompt_tokens: int, dtype: torch.dtype, cache: str | None = None) -> None:
         super().__init__(folder, prompt_tokens, dtype, cache)
         self._reduction: list[nn.Module] = []  # hidden from `parameters()`: it is the transformer's
+        self._reduced_by: tuple[Any, ...] = ()  # the state of its weights
 
     def reduce_with(self, projection: nn.Module) -> None:
         """Applies the transformer's frozen projection to every embedding from now on; `prompt_dim` becomes its output's width."""
         self._reduction = [projection]
-        self._memory.clear()
-        self._recent.clear()
         self.prompt_dim = projection[0].out_features  # type: ignore[index]
-        self.__dict__.pop("cache_identity", None)
+        self._follow()
+
+    def forward(self, prompts: list[str], device: torch.device) -> Float[Tensor, "batch prompt_tokens prompt_dim"]:
+        self._follow()
+        return super().forward(prompts, device)
+
+    def _follow(self) -> None:
+        """Forgets what an earlier state of the projection has reduced. On another device it is the same."""
+        weights = [weight for part in self._reduction for weight in part.parameters()]
+        state = tuple((id(weight), weight.is_inference() or weight._version, weight.dtype) for weight in weights)
+        if state != self._reduced_by:
+            self._memory.clear()
+            self._recent.clear()
+            self.__dict__.pop("cache_identity", None)
+            self._reduced_by = state
 
     @cached_property
     def cache_identity(self) -> str:

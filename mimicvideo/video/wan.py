@@ -6,6 +6,7 @@ along; `decode` goes latent frame by latent frame. Padding the whole clip once w
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class FastEncoder:
     def __init__(self, vae: AutoencoderKLWan, execution: Execution) -> None:
         self.vae = vae
         self.graphs = CudaGraphs() if execution.cuda_graphs else None
-        self._twin = Twin([vae.encoder, vae.quant_conv], lambda: _channels_last(vae))
+        self._twin = Twin([vae.encoder, vae.quant_conv], partial(_channels_last, vae))
         self._encode: Callable[..., Tensor] = encode_moments
         if execution.compile is not None:
             self._encode = torch.compile(encode_moments, mode=execution.compile, dynamic=False)

@@ -1,10 +1,13 @@
 """CUDA graphs and the order of attention kernels; a graph itself needs a GPU, all else is tested without one."""
 
+import copy
+from threading import Lock
+
 import pytest
 import torch
 from torch import nn
 
-from mimicvideo.execution import CudaGraphs, attention_kernels, fingerprint, places
+from mimicvideo.execution import CudaGraphs, attention_kernels, compile_method, fingerprint, places
 
 
 def test_off_gpu_functions_are_just_called() -> None:
@@ -24,11 +27,36 @@ def test_a_limit_below_one_is_refused() -> None:
         CudaGraphs(limit=0)
 
 
+def test_a_deep_copy_has_no_graphs_of_its_own_yet() -> None:
+    graphs = CudaGraphs(3)
+    graphs._captured["key"] = Lock()  # pyright: ignore[reportArgumentType]  # as little to be copied as a graph
+    twin = copy.deepcopy(graphs)
+    assert (len(twin), twin.limit, len(graphs)) == (0, 3, 1)
+
+
+def test_a_compiled_method_of_a_deep_copy_is_the_copys() -> None:
+    layer = nn.Linear(2, 3)
+    compile_method(layer, "forward", backend="eager")
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        twin.weight.mul_(2)
+    x = torch.randn(4, 2)
+    for each in (layer, twin):
+        torch.testing.assert_close(each(x), x @ each.weight.t() + each.bias)
+
+
 def test_attention_off_gpu_is_as_ever() -> None:
     q = torch.randn(1, 2, 5, 16)
     with attention_kernels(torch.device("cpu")):
         inside = nn.functional.scaled_dot_product_attention(q, q, q)
     assert torch.equal(inside, nn.functional.scaled_dot_product_attention(q, q, q))
+
+
+def test_weights_of_inference_mode_are_refused() -> None:
+    with torch.inference_mode():
+        layer = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="was built or loaded under torch.inference_mode.*do that outside of it"):
+        fingerprint(layer.parameters())
 
 
 def test_fingerprints_follow_values_and_places() -> None:

@@ -1,5 +1,6 @@
 """Acting fast: the same actions as in validation up to rounding, with the present weights, and a shorter future on demand."""
 
+import copy
 import subprocess
 import sys
 
@@ -77,6 +78,17 @@ def test_weights_may_change_after_inference_mode() -> None:
     after = act(policy)
     policy.act_as(None)
     assert torch.equal(act(policy), after) and not torch.equal(after, before)
+
+
+def test_graphs_are_captured_anew_under_another_autocast() -> None:
+    policy, keys = awake(acting=Acting()), []
+    policy._sampler.graphs = lambda key, function, *tensors: (keys.append(key), function(*tensors))[1]
+    act(policy)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            act(policy)
+    act(policy)
+    assert len(set(keys)) == 3 and keys[0] == keys[-1]
 
 
 def test_averaged_weights_act() -> None:
@@ -224,3 +236,21 @@ def test_a_decoder_compiled_for_training_acts_uncompiled() -> None:
     policy.decoder._velocity = broken
     policy.act_as(Acting())
     assert torch.equal(act(policy), plain)
+
+
+def test_a_deep_copy_acts_with_its_own_weights(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args, **kwargs: function(*args, **kwargs))
+    plain, policy = awake(), awake(acting=Acting(compile=True))
+    policy.decoder.compile()
+    act(policy)
+    twin = copy.deepcopy(policy)
+    with torch.no_grad():
+        for model in (plain, twin):
+            for weight in model.decoder.parameters():
+                weight.mul_(1.1)
+    expected = act(plain)
+    torch.testing.assert_close(act(twin), expected)
+    for acted in (policy, twin):
+        acted.act_as(None)
+    torch.testing.assert_close(act(twin), expected)
+    assert not torch.allclose(act(policy), expected, atol=1e-3)

@@ -1,5 +1,7 @@
 """Activation checkpointing: losses and gradients stay, and what is computed again is what was asked for."""
 
+import copy
+
 import pytest
 import torch
 
@@ -29,6 +31,20 @@ def test_losses_and_gradients_are_those_without(build, inputs, perturb, checkpoi
     assert gradients.keys() == other_gradients.keys() and len(gradients) > 50
     for name, gradient in gradients.items():
         torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS, ids=["plain", "fast"])
+@pytest.mark.parametrize("checkpointing", [True, "selective", 2])
+def test_a_deep_copy_trains_its_own_weights(build, inputs, perturb, checkpointing, execution) -> None:
+    backbone = build(Lora(rank=2, alpha=2), gradient_checkpointing=checkpointing, execution=execution)
+    perturb(backbone)
+    sample = inputs(backbone)
+    twin = copy.deepcopy(backbone)
+    loss, gradients = step(backbone, sample)
+    assert all(weight.grad is None for weight in twin.parameters())
+    other_loss, other_gradients = step(twin, sample)
+    assert torch.equal(loss, other_loss)
+    torch.testing.assert_close(other_gradients, gradients, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS, ids=["plain", "fast"])

@@ -149,14 +149,17 @@ def test_compiled_blocks_leave_early_too(build, frozen, inputs, monkeypatch) -> 
     ran = []
 
     def fake_compile(forward):
-        return lambda *args, **kwargs: (ran.append(forward.__self__), forward(*args, **kwargs))[1]
+        return lambda block, *args, **kwargs: (ran.append(block), forward(block, *args, **kwargs))[1]
 
     monkeypatch.setattr(torch, "compile", fake_compile)
     compiled = build(compile=True)
     with torch.no_grad():
         states = compiled.hidden_states(*inputs(frozen).all(), [1])
         assert torch.equal(states[1], frozen.hidden_states(*inputs(frozen).all(), [1])[1])
-    assert ran == list(compiled.transformer.transformer_blocks[:2])
+        assert ran == list(compiled.transformer.transformer_blocks[:2])
+        twin = copy.deepcopy(compiled)
+        twin.hidden_states(*inputs(frozen).all(), [1])
+        assert ran[2:] == list(twin.transformer.transformer_blocks[:2])
 
 
 def test_a_models_error_is_not_taken_for_the_early_stop(frozen, inputs, monkeypatch) -> None:

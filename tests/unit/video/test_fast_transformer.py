@@ -248,6 +248,17 @@ def test_text_that_is_written_to_is_read_again(build, inputs) -> None:
         torch.testing.assert_close(fast.velocity(sample.noisy, sample.tau, condition), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_text_is_read_anew_and_graphs_are_captured_anew_in_another_precision(build, inputs) -> None:
+    fast = build(execution=EAGER)
+    sample, keys = inputs(fast).all(), []
+    fast._fast.graphs = lambda key, function, *tensors: (keys.append(key), function(*tensors))[1]
+    with torch.no_grad():
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                assert torch.equal(fast.velocity(*sample), build(execution=EAGER).velocity(*sample))
+    assert len(set(keys)) == 3
+
+
 def test_nothing_is_kept_of_weights_that_train(build, inputs, perturb) -> None:
     plain, fast = pair(build, Lora(rank=2, alpha=2))
     sample = inputs(fast)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
@@ -155,6 +156,64 @@ def test_weights_that_are_saved_know_nothing_of_it(build, inputs) -> None:
     names = list(backbone.state_dict())
     backbone.velocity(*inputs(backbone).all()).square().mean().backward()
     assert list(backbone.state_dict()) == names
+
+
+def rescale(transformer) -> None:
+    transformer.set_adapters("default", 0.3)
+
+
+def add_second(transformer) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_k"], init_lora_weights=False), "other")
+    transformer.set_adapters(["default", "other"])
+
+
+CHANGES = {
+    "rescaled": rescale,
+    "off": lambda transformer: transformer.disable_adapters(),
+    "fused": lambda transformer: transformer.fuse_lora(),
+    "two": add_second,
+    "deleted": lambda transformer: transformer.delete_adapters("default"),
+}
+
+
+@pytest.mark.parametrize("execution", [MERGED, Execution(compile=None)], ids=["merged", "apart"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_peft_does_to_the_layers_is_seen_at_once(build, inputs, perturb, change, execution) -> None:
+    found = []
+    for way in (None, execution):
+        torch.manual_seed(0)
+        backbone = build(Lora(rank=4, alpha=8), execution=way)
+        perturb(backbone)
+        sample = inputs(backbone).all()
+        before = backbone.velocity(*sample).detach()
+        with torch.no_grad():
+            backbone.requires_grad_(False).velocity(*sample)  # which keeps the text's keys
+            change(backbone.transformer)
+            velocities = [backbone.requires_grad_(False).velocity(*sample)]
+        for name, weight in backbone.transformer.named_parameters():
+            weight.requires_grad_("lora_" in name)
+        velocities.append(backbone.velocity(*sample).detach())
+        assert change is CHANGES["fused"] or not torch.allclose(velocities[0], before, atol=1e-2)
+        found.append(torch.stack(velocities))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_whose_base_trains_beside_a_lora_get_all_of_their_gradients(build, inputs, perturb) -> None:
+    adaptation = Lora(rank=4, alpha=8, targets=["to_q", "norm1.linear_1"], adaln=True)
+    velocities, gradients = [], []
+    for execution in (None, MERGED):
+        torch.manual_seed(0)
+        backbone = build(adaptation, execution=execution)
+        perturb(backbone)
+        velocity = backbone.velocity(*inputs(backbone).all())
+        velocity.square().mean().backward()
+        velocities.append(velocity.detach())
+        gradients.append({name: weight.grad for name, weight in backbone.named_parameters() if weight.requires_grad})
+    torch.testing.assert_close(*velocities, rtol=1e-5, atol=1e-5)
+    assert any(name.endswith("norm1.linear_1.base_layer.weight") for name in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
 # ---- refusals -----------------------------------------------------------------------------------------------------------------

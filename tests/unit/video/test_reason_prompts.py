@@ -116,6 +116,48 @@ def test_only_reduced_embeddings_are_kept_and_other_projections_do_not_share_the
     assert not torch.allclose(changed, first) and len(list((tmp_path / "cache").glob("*.safetensors"))) == 6
 
 
+def test_a_projection_that_is_loaded_later_reduces_anew(reason_trio: Path, tmp_path: Path) -> None:
+    trained = CosmosPredict(str(reason_trio), Full(), prompt_tokens=TOKENS)
+    with torch.no_grad():
+        trained.transformer.crossattn_proj[0].weight *= -1  # type: ignore[index]
+    backbone = CosmosPredict(str(reason_trio), Frozen(), prompt_tokens=TOKENS, prompt_cache=str(tmp_path))
+    before = backbone.encode_prompt(PROMPTS)
+    backbone.load_adapter_state(trained.adapter_state())
+    with torch.no_grad():
+        expected = trained.transformer.crossattn_proj(trained.encode_prompt(PROMPTS))
+    assert not torch.allclose(expected, before, atol=1e-2)
+    torch.testing.assert_close(backbone.encode_prompt(PROMPTS), expected, rtol=1e-4, atol=1e-5)
+    again = CosmosPredict(str(reason_trio), Frozen(), prompt_tokens=TOKENS, prompt_cache=str(tmp_path))
+    again.prompts._load = lambda dtype: pytest.fail("the language model was loaded")  # type: ignore[method-assign]
+    assert torch.equal(again.encode_prompt(PROMPTS), before)  # what is on disk is each its own projection's
+    again.load_adapter_state(trained.adapter_state())
+    assert torch.equal(again.encode_prompt(PROMPTS), backbone.encode_prompt(PROMPTS))
+    kept = again.encode_prompt(PROMPTS)
+    again.to("cpu")
+    assert again.encode_prompt(PROMPTS) is kept
+
+
+def test_another_chat_template_is_another_entry(reason_trio: Path, tmp_path: Path) -> None:
+    def embeddings(folder: Path) -> torch.Tensor:
+        return CosmosPredict(str(folder), Frozen(), prompt_tokens=TOKENS, prompt_cache=str(tmp_path / "cache")).encode_prompt(PROMPTS)
+
+    first, other = embeddings(reason_trio), tmp_path / "other"
+    shutil.copytree(reason_trio, other)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(other / "tokenizer")
+    tokenizer.chat_template = TEMPLATE.replace("<|im_end|>", "")
+    tokenizer.save_pretrained(other / "tokenizer")
+    assert (other / "tokenizer" / "tokenizer.json").read_bytes() == (reason_trio / "tokenizer" / "tokenizer.json").read_bytes()
+    assert not torch.allclose(embeddings(other), first, atol=1e-2)
+    assert torch.equal(embeddings(reason_trio), first)
+
+
+def test_a_model_may_be_built_in_inference_mode(reason_trio: Path) -> None:
+    expected = CosmosPredict(str(reason_trio), Frozen(), prompt_tokens=TOKENS).encode_prompt(PROMPTS)
+    with torch.inference_mode():
+        backbone = CosmosPredict(str(reason_trio), Frozen(), prompt_tokens=TOKENS)
+        assert torch.equal(backbone.encode_prompt(PROMPTS), expected)
+
+
 def test_a_dropped_prompt_is_the_projection_of_zeros(reason_trio: Path) -> None:
     backbone = CosmosPredict(str(reason_trio), Frozen(), prompt_tokens=TOKENS)
     projection: Any = backbone.transformer.crossattn_proj

@@ -44,6 +44,19 @@ def test_fast_encoder_is_the_plain_one(clips: int) -> None:
         torch.testing.assert_close(moments, wan.encode_moments(vae, pixels), rtol=1e-10, atol=1e-10)
 
 
+def test_a_deep_copy_of_the_fast_encoder_follows_its_own_weights() -> None:
+    encoder = wan.FastEncoder(small_vae(), Execution(compile=None))
+    twin = copy.deepcopy(encoder)
+    twin.vae.double()
+    pixels = torch.rand(1, 3, 9, 16, 24, dtype=torch.float64) * 2 - 1
+    with torch.no_grad():
+        for weight in twin.vae.parameters():
+            weight.mul_(1.05)
+        torch.testing.assert_close(twin(pixels), wan.encode_moments(twin.vae, pixels), rtol=1e-10, atol=1e-10)
+        expected = wan.encode_moments(encoder.vae, pixels.float())
+        torch.testing.assert_close(encoder(pixels.float()), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_the_compiled_encoder_is_the_plain_one_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wan, "encode_moments", inspect.unwrap(wan.encode_moments))  # checks of annotations cannot be compiled
