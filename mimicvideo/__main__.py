@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from mimicvideo.messages import ConfigError, nearest
+from mimicvideo.shipped import with_shipped
 
 VERBS = {
     "demos": "scripted experts generate demonstrations in a benchmark",
@@ -48,7 +49,7 @@ examples:
 
 def main() -> None:
     """Runs the verb that the command line names; exits with status 2 if the line is wrong, 1 if the work fails."""
-    argv = sys.argv[1:]
+    argv = with_shipped(sys.argv[1:])
     verb = argv[0] if argv else "--help"
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")
