@@ -9,7 +9,8 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 def with_shipped(argv: list[str]) -> list[str]:
     """The arguments with every `conf/....yaml` that is not in the working directory as the path of the shipped file of that name.
 
-    So that commands mean the same in any directory. A file that is there wins; what names no shipped file stays as it is.
+    So that commands mean the same in any directory. A file that is there wins. Where there is a folder conf, what names no shipped file
+    stays as it is; elsewhere it becomes a path too, beside which a message finds the nearest right name.
     """
     return ["".join((flag, equals, _shipped(value))) for flag, equals, value in map(_parted, argv)]
 
@@ -23,4 +24,4 @@ def _shipped(value: str) -> str:
     if not (value.startswith("conf/") and value.endswith(".yaml")) or Path(value).exists():
         return value
     file = CONF / value.removeprefix("conf/")
-    return str(file) if file.is_file() else value
+    return str(file) if file.is_file() or not Path("conf").exists() else value

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mimicvideo.compose import compose_argv
+from mimicvideo.messages import ConfigError
 from mimicvideo.shipped import CONF, with_shipped
 
 
@@ -14,6 +16,8 @@ def test_a_file_of_conf_has_its_name_in_any_directory(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     argv = ["fit", "--config", "conf/trainer/cpu.yaml", "--model.decoder=conf/decoder/dit_tiny.yaml", "--run_dir=runs/a=b"]
     assert with_shipped(argv) == ["fit", "--config", f"{CONF}/trainer/cpu.yaml", f"--model.decoder={CONF}/decoder/dit_tiny.yaml", argv[4]]
+    with pytest.raises(ConfigError, match=r"there is no conf/trainer/cpo.yaml: did you mean 'cpu'"):
+        compose_argv(with_shipped(["fit", "--config", "conf/trainer/cpo.yaml"]))
 
 
 def test_files_of_the_working_directory_win_and_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
