@@ -14,7 +14,7 @@ VERBS = {
     "fit": "trains: stage 1 adapts the video model, stage 2 learns the action decoder",
     "validate": "computes the validation losses of a checkpoint",
     "test": "the same on the test split",
-    "predict": "predictions for a data set",
+    "predict": "action chunks for the windows that validate takes, in <run_dir>/predictions.safetensors",
     "rollout": "runs a policy in a benchmark: success rates, latency, videos",
     "report": "one self-contained HTML page of a study: success table, curves, videos",
     "audit": "looks at every episode of a training's datasets: samples, faults, a quarantine list, a report",
