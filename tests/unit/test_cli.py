@@ -195,6 +195,12 @@ MISTAKES = [
     ),
     ("--model=mimicvideo.actoin.Policy", "model: module 'mimicvideo' has no attribute 'actoin': did you mean 'action'?"),
     ("--trainer=conf/trainer/cpuu.yaml", "there is no file conf/trainer/cpuu.yaml: did you mean 'cpu.yaml'?"),
+    (
+        "--decoder=dit_small",
+        "--decoder is not accepted: a member of the group is chosen with --config conf/decoder/NAME.yaml (in a sweep: ",
+    ),
+    ("--model.decoder=dit_small", "decoder: there is no class dit_small (write --config conf/decoder/dit_small.yaml)"),
+    ("--model.decoder=dit_smal", "decoder: there is no class dit_smal (write package.module.Class)"),
     ("experiment=quickstart_video", "unexpected argument 'experiment=quickstart_video' (key=value without dashes is the grammar of"),
 ]
 

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     ],
     "schedules": [],
     "media": [],
-    "messages": [],
+    "messages": ["shipped"],  # hints at files of conf/
     "shipped": [],
     "hashes": [],
     "atomic": [],
