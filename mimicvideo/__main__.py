@@ -7,13 +7,14 @@ import traceback
 from pathlib import Path
 
 from mimicvideo.messages import ConfigError, nearest
+from mimicvideo.shipped import with_shipped
 
 VERBS = {
     "demos": "scripted experts generate demonstrations in a benchmark",
     "fit": "trains: stage 1 adapts the video model, stage 2 learns the action decoder",
     "validate": "computes the validation losses of a checkpoint",
     "test": "the same on the test split",
-    "predict": "predictions for a data set",
+    "predict": "action chunks for the windows that validate takes, in <run_dir>/predictions.safetensors",
     "rollout": "runs a policy in a benchmark: success rates, latency, videos",
     "report": "one self-contained HTML page of a study: success table, curves, videos",
     "audit": "looks at every episode of a training's datasets: samples, faults, a quarantine list, a report",
@@ -48,7 +49,7 @@ examples:
 
 def main() -> None:
     """Runs the verb that the command line names; exits with status 2 if the line is wrong, 1 if the work fails."""
-    argv = sys.argv[1:]
+    argv = with_shipped(sys.argv[1:])
     verb = argv[0] if argv else "--help"
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")

@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from safetensors.torch import save_file
 
 from mimicvideo.callbacks.nan_guard import NanGuard
 from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
@@ -137,6 +138,25 @@ class MimicVideoCLI(LightningCLI):
             (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2))
 
     after_fit = after_validate = after_test = _write_metrics
+
+    def before_predict(self) -> None:
+        """Raises ConfigError for a model that has no `predict_step`."""
+        if type(self.model).predict_step is LightningModule.predict_step:
+            raise ConfigError(f"{type(self.model).__name__} predicts no actions: `predict` takes an experiment of stage 2")
+
+    def after_predict(self) -> None:
+        """Writes all that `predict_step` returned to `<run_dir>/predictions.safetensors`; of several processes each writes its share."""
+        trainer = self.trainer
+        batches: Any = trainer.predict_loop.predictions
+        if not batches:
+            raise ConfigError(
+                "there is nothing to predict: the data holds nothing out; set data.init_args.validation_fraction or _episodes"
+            )
+        share = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = Path(trainer.default_root_dir) / f"predictions{share}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}, path)
+        print(f"predictions of {sum(len(batch['actions']) for batch in batches)} windows are in {path}")
 
 
 class CheckingCLI(MimicVideoCLI):

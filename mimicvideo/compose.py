@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mimicvideo.messages import ConfigError, nearest
+from mimicvideo.shipped import CONF
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 
@@ -103,9 +103,9 @@ def compose_verb(verb: str, overrides: list[str]) -> DictConfig:
 
 @contextmanager
 def conf() -> Iterator[None]:
-    """Lets Hydra read conf/, which lies beside the package in a clone."""
+    """Lets Hydra read conf/."""
     if not CONF.is_dir():
-        raise ConfigError(f"there is no {CONF}: install the package from a clone of its repository, with `pip install -e .`")
+        raise ConfigError(f"there is no {CONF}, which belongs to the package: install it again, `pip install .` in a clone")
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="mimicvideo"):
         yield
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mimicvideo.shipped import CONF
+
 NO_CLASS = re.compile(r"module '\S+' has no attribute '\w+'|No module named '\S+'")
 NOT_THE_CLASS = re.compile(r"Import path \S+ does not correspond to a subclass of \w+|Expected a dot import path string: \S+")
 PLAIN_TYPE = re.compile(r"Subtypes: .*<class '(?:int|float|bool|str)'>")
@@ -126,8 +128,14 @@ def shorten(message: str, keys: Iterable[str] = ()) -> str:
         return f"{key}: {problem[0]}{nearest_class(class_path)}"
     if (problem := NOT_THE_CLASS.search(leaf)) and not PLAIN_TYPE.search(leaf):
         text = problem[0].replace("Expected a dot import path string:", "there is no class")
-        return f"{key}: {text}{'' if 'subclass' in text else ' (write package.module.Class)'}"
+        return f"{key}: {text}{'' if 'subclass' in text else f' (write {_file_of_conf(text.split()[-1])})'}"
     return f"{key}: {_expected(leaf)}" if key else _expected(leaf)
+
+
+def _file_of_conf(name: str) -> str:
+    """How to choose a member of a group of conf/ by its name; of other names, how classes are written."""
+    files = CONF.glob(f"*/{name}.yaml") if re.fullmatch(r"\w+", name) else ()
+    return next((f"--config conf/{file.relative_to(CONF)}" for file in files), "package.module.Class")
 
 
 def _unrecognized(arguments: list[str], keys: Iterable[str]) -> str:
@@ -137,6 +145,8 @@ def _unrecognized(arguments: list[str], keys: Iterable[str]) -> str:
         hint = " (key=value without dashes is the grammar of `mimicvideo sweep`; here it is --key=value)" if "=" in option else ""
         return f"unexpected argument {option!r}{hint}"
     key = option.split("=")[0].lstrip("-")
+    if re.fullmatch(r"\w+", key) and (CONF / key).is_dir():
+        return f"--{key} is not accepted: a member of the group is chosen with --config conf/{key}/NAME.yaml (in a sweep: {key}=NAME)"
     return f"--{key} is not accepted{nearest_key(key, keys)}"
 
 

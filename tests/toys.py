@@ -88,6 +88,9 @@ class ToyPolicy(LightningModule):
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.log("val/loss", (self.decoder(batch) - self.tau).square().mean())
 
+    def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
+        return {"actions": self.decoder(batch), "row": batch_idx * 4 + torch.arange(4)}
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.decoder.parameters())
 
@@ -110,7 +113,7 @@ class ToyData(LightningDataModule):
         samples = torch.randn(32, self.width, generator=torch.Generator().manual_seed(self.seed))
         return DataLoader(samples, batch_size=4)  # type: ignore[arg-type]
 
-    val_dataloader = train_dataloader
+    val_dataloader = predict_dataloader = train_dataloader
 
 
 class ToyClips(LightningDataModule):

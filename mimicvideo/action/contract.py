@@ -37,20 +37,26 @@ def check_same_contract(saved: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 def check_observation(observation: Observation, contract: dict[str, Any]) -> UInt8[Tensor, "batch observed height width 3"]:
-    """An observation's video. Raises ValueError if it, proprio or prompts have another size than the contract says."""
+    """An observation's video. Raises ValueError if it, proprio or prompts are not what the contract says, or a state is not finite."""
+    if missing := [key for key in ("video", "proprio", "prompt") if key not in observation]:
+        raise ValueError(f"the observation lacks {missing[0]!r}")
+    if isinstance(observation["prompt"], str):
+        raise ValueError(f"observation['prompt'] must be a list, a sentence for each sample: [{observation['prompt']!r}]")
     cameras = contract["cameras"]
     batch = len(observation["prompt"])
     frame = (cameras[0]["height"], sum(camera["width"] for camera in cameras), 3)
     expected = {"video": (batch, contract["observed"], *frame), "proprio": (batch, 1, len(contract["proprio"]))}
     for key, shape in expected.items():
-        if key not in observation:
-            raise ValueError(f"the observation lacks {key!r}")
+        if not isinstance(observation[key], Tensor):
+            raise ValueError(f"observation[{key!r}] must be a tensor, got {type(observation[key]).__name__}: torch.from_numpy makes one")
         if tuple(observation[key].shape) != shape:
             names = ", ".join(camera["name"] for camera in cameras)
             raise ValueError(
                 f"observation[{key!r}] has shape {tuple(observation[key].shape)}, expected {shape} for {batch} prompts"
                 + (f" (batch, observed frames, height, width, 3; cameras {names} side by side)" if key == "video" else "")
             )
+    if not observation["proprio"].isfinite().all():
+        raise ValueError(f"observation['proprio'] holds numbers that are not finite: {observation['proprio'].tolist()}")
     video = observation.get("video")
     assert video is not None
     return video

@@ -134,6 +134,26 @@ def _load(path: Path) -> dict[str, Tensor]:
         raise DamagedCheckpointError(f"{path} is missing or no safetensors file ({error}): copy the whole folder again") from error
 
 
+_PLAIN = """\
+from mimicvideo.action.load import load_policy
+
+policy = load_policy("THIS_FOLDER")
+actions = policy.predict_actions(observation)  # observation and actions in the units of the data; see policy.contract
+"""
+_LEARNED = """\
+import torch
+
+from mimicvideo.action.load import load_policy
+from mimicvideo.data.representation import parse_representation
+
+policy = load_policy("THIS_FOLDER")
+representation = parse_representation(policy.contract["representation"])  # between the robot's numbers and those that are learned
+proprio = representation.proprio.learn({"proprio": state})  # state: (1, n), as "environment" above names its numbers
+actions = policy.predict_actions({"video": video, "proprio": torch.from_numpy(proprio[:, None]), "prompt": [instruction]})
+commands = representation.commands(actions.cpu().numpy(), proprio)  # (1, horizon, m), likewise
+"""
+
+
 def _card(config: Mapping[str, Any], weights: Mapping[str, Tensor], adapted: bool) -> str:
     saved, given = config[state.KEY], config["hyper_parameters"]
     contract, backbone = saved["contract"], given["backbone"]
@@ -146,6 +166,7 @@ def _card(config: Mapping[str, Any], weights: Mapping[str, Tensor], adapted: boo
         **{str(key).replace("_", " ").capitalize(): f"`{json.dumps(value)}`" for key, value in contract.items()},
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    usage = _LEARNED if contract.get("representation") else _PLAIN
     return f"""---
 library_name: mimicvideo
 tags: [robotics, video-to-action]
@@ -163,11 +184,7 @@ mimicvideo rollout --config conf/rollout.yaml --policy THIS_FOLDER
 ```
 
 ```python
-from mimicvideo.action.load import load_policy
-
-policy = load_policy("THIS_FOLDER")
-actions = policy.predict_actions(observation)  # observation and actions in the units of the data; see policy.contract
-```
+{usage}```
 
 The base weights have a licence of their own. `manifest.json` lists the SHA-256 of every file; loading compares them.
 """

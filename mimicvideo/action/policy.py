@@ -353,12 +353,13 @@ class ActionPolicy(LightningModule):
         self.log_dict(named, batch_size=ranks.log_weight(counts, self), sync_dist=True, add_dataloader_idx=False)
 
     @torch.no_grad()
-    def predict_step(self, batch: Demonstration, batch_idx: int) -> Float[Tensor, "batch horizon action_dim"]:
-        """Action chunks for the observations of a batch, with the averaged weights and noise of the sample's place."""
+    def predict_step(self, batch: Demonstration, batch_idx: int) -> dict[str, Tensor]:
+        """`actions` for a batch's observations, with the averaged weights and noise of the sample's place; whose: `episode` and `row`."""
         with self.averaged_weights():
             positions = ranks.validation_positions(batch, batch_idx, len(batch["actions"]), self)
             generators = [self._generator(VALIDATION, position) for position in positions]
-            return self.predict_actions(batch["observation"], future_video=batch.get("future"), generator=generators)
+            actions = self.predict_actions(batch["observation"], future_video=batch.get("future"), generator=generators)
+        return {"actions": actions, "episode": batch["episode"], "row": batch["row"]}
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """The decoder with its weight average, if there is one, for the length of a `with` block."""

@@ -114,6 +114,12 @@ class DemonstrationData(ClipData):
                 ("action_dim", self._action_dim, reader.action_names),
                 ("proprio_dim", self._proprio_dim, reader.proprio_names),
             ):
+                if not names and (keys := getattr(getattr(reader, "store", None), "keys", None)):
+                    numbers = ", ".join(sorted(keys))
+                    raise DatasetError(
+                        f"nothing says which numbers of {reader.root} to take {name} from; it has {numbers}: describe it with "
+                        "data.spec, a name in conf/dataset or a yaml file"
+                    )
                 if not names:
                     raise DatasetError(f"{reader.root} has videos only, no numbers to take {name} from: it serves stage 1 (ClipData)")
                 if given != len(names):

@@ -10,8 +10,9 @@ import yaml
 
 from mimicvideo.data.errors import DatasetError
 from mimicvideo.messages import similar
+from mimicvideo.shipped import CONF
 
-SPECS = Path(__file__).resolve().parents[2] / "conf" / "dataset"
+SPECS = CONF / "dataset"
 
 
 @dataclass(frozen=True)

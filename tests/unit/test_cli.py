@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
+from safetensors.torch import load_file
 
 from mimicvideo import __main__ as program
 from mimicvideo.callbacks.safe_checkpoint import SafeCheckpoint
@@ -194,6 +195,12 @@ MISTAKES = [
     ),
     ("--model=mimicvideo.actoin.Policy", "model: module 'mimicvideo' has no attribute 'actoin': did you mean 'action'?"),
     ("--trainer=conf/trainer/cpuu.yaml", "there is no file conf/trainer/cpuu.yaml: did you mean 'cpu.yaml'?"),
+    (
+        "--decoder=dit_small",
+        "--decoder is not accepted: a member of the group is chosen with --config conf/decoder/NAME.yaml (in a sweep: ",
+    ),
+    ("--model.decoder=dit_small", "decoder: there is no class dit_small (write --config conf/decoder/dit_small.yaml)"),
+    ("--model.decoder=dit_smal", "decoder: there is no class dit_smal (write package.module.Class)"),
     ("experiment=quickstart_video", "unexpected argument 'experiment=quickstart_video' (key=value without dashes is the grammar of"),
 ]
 
@@ -394,6 +401,24 @@ def test_the_command_line_beats_the_checkpoint(toy: str, tmp_path: Path) -> None
         losses.append(metrics(tmp_path / str(tau))["val/loss"])
         assert (tmp_path / str(tau) / "validate.yaml").is_file()
     assert abs(losses[0] - losses[1]) > 0.01
+
+
+def test_predictions_are_kept(toy: str, tmp_path: Path) -> None:
+    model = run("predict", "--config", toy, f"--run_dir={tmp_path}").model
+    data = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    written = load_file(tmp_path / "predictions.safetensors")
+    torch.testing.assert_close(written["actions"], model.decoder(data).detach())
+    assert written["row"].tolist() == list(range(32))
+
+
+def test_what_predicts_nothing_is_refused(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.toys.ToyData.predict_dataloader", lambda self: [])
+    with pytest.raises(ConfigError, match="nothing to predict: the data holds nothing out; set .*validation_fraction"):
+        run("predict", "--config", toy, f"--run_dir={tmp_path}/a")
+    monkeypatch.delattr("tests.toys.ToyPolicy.predict_step")
+    with pytest.raises(ConfigError, match="ToyPolicy predicts no actions: `predict` takes an experiment of stage 2"):
+        run("predict", "--config", toy, f"--run_dir={tmp_path}/b")
+    assert not list(tmp_path.glob("*/predictions*"))
 
 
 def test_a_run_goes_on_from_its_checkpoint(toy: str, tmp_path: Path) -> None:

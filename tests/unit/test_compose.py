@@ -103,7 +103,7 @@ def test_a_mistake_inside_conf_names_its_file(tmp_path: Path, monkeypatch: pytes
 
 def test_a_missing_tree_says_how_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
-    with pytest.raises(ConfigError, match=r"there is no .*conf: install the package from a clone .*pip install -e"):
+    with pytest.raises(ConfigError, match=r"there is no .*conf, which belongs to the package: install it again, .pip install"):
         compose_verb("fit", [])
 
 

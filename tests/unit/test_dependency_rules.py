@@ -45,7 +45,8 @@ MAY_IMPORT = {
     ],
     "schedules": [],
     "media": [],
-    "messages": [],
+    "messages": ["shipped"],  # hints at files of conf/
+    "shipped": [],
     "hashes": [],
     "atomic": [],
     "hub": [],
@@ -80,10 +81,10 @@ MAY_IMPORT = {
         "video.backbone",
     ],
     "reason": ["hub"],
-    "data": ["types", "normalize", "messages", "hashes", "atomic"],
+    "data": ["types", "normalize", "messages", "hashes", "atomic", "shipped"],  # conf/dataset
     "benchmark": ["types", "messages", "data.lerobot_writer", "data.video_encoding"],
     "callbacks": [*VOCABULARY, "media", "checkpoint", "sharding", "video.backbone"],
-    "compose": ["messages"],
+    "compose": ["messages", "shipped"],
     "cli": [
         "compose",
         "memory",
@@ -99,7 +100,7 @@ MAY_IMPORT = {
     "sweep": ["compose", "messages"],
     "audit": ["atomic", "data", "messages", "provenance", "report_html", "report_figures"],
     "check": ["cli", "compose", "functions", "memory", "messages", "video.sizes", "action.context", "action.decoder"],
-    "__main__": ["atomic", "audit.command", "cache", "check", "cli", "compose", "functions", "sweep", "messages"],
+    "__main__": ["atomic", "audit.command", "cache", "check", "cli", "compose", "functions", "sweep", "messages", "shipped"],
     "cache": ["cli", "messages"],  # it builds what fit builds
 }
 # Packages and the only places where they may be imported.

@@ -4,7 +4,9 @@ import copy
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +22,7 @@ from mimicvideo.hashes import file_sha256
 from mimicvideo.planning import load_contract
 from mimicvideo.video.adaptation import Lora
 from mimicvideo.video.cosmos_predict import CosmosPredict
+from tests.fake_backbone import FakeData, contract, demonstrations
 from tests.tiny_trio import tiny_trio
 from tests.unit.action.test_load import act, configured, train_and_save
 
@@ -94,6 +97,28 @@ def test_the_card_says_what_is_needed_and_no_file_names_a_folder_of_this_machine
     for key in ("robot", "control_hz"):
         assert json.dumps(policy.contract[key]) in card
     assert not any(str(tmp_path).encode() in content for content in contents(folder).values())
+
+
+def example(text: str, **given: Any) -> dict[str, Any]:
+    """What the Python of a page leaves behind."""
+    exec(text.split("```python\n")[1].split("```")[0], given)
+    return given
+
+
+def test_the_readme_acts(folder: Path) -> None:
+    page = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+    assert example(page.replace("my-policy", str(folder)))["actions"].shape == (1, 6, 2)
+
+
+def test_a_card_says_how_to_act_where_other_numbers_were_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"proprio": {"a": {"kind": "other", "dims": [2, 1, 0]}}, "actions": {"a": {"kind": "other", "dims": [1, 0]}}}
+    monkeypatch.setattr(FakeData, "contract", lambda self: contract() | {"representation": groups})
+    train_and_save(tmp_path / "policy.ckpt")
+    card = (export_policy(str(tmp_path / "policy.ckpt"), str(tmp_path / "policy")) / "README.md").read_text()
+    shown = {"state": np.arange(3.0)[None], "video": demonstrations(1)["observation"]["video"], "instruction": "open the drawer"}
+    done = example(card.replace("THIS_FOLDER", str(tmp_path / "policy")), **shown)
+    assert done["proprio"].tolist() == [[2, 1, 0]]
+    np.testing.assert_allclose(done["commands"], done["actions"].numpy()[..., [1, 0]])
 
 
 def test_a_folder_carries_the_lora_of_a_video_model(tmp_path: Path) -> None:

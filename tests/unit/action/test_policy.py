@@ -429,6 +429,14 @@ def test_observations_that_do_not_fit_the_contract_are_refused():
         policy.predict_actions(observation | {"proprio": observation["proprio"][..., :2]})
     with pytest.raises(ValueError, match="lacks 'video'"):
         policy.predict_actions({"proprio": observation["proprio"], "prompt": observation["prompt"]})
+    with pytest.raises(ValueError, match="lacks 'prompt'"):
+        policy.predict_actions({"proprio": observation["proprio"], "video": observation["video"]})
+    with pytest.raises(ValueError, match=r"observation\['prompt'\] must be a list, a sentence for each sample: \['open the door'\]"):
+        policy.predict_actions(observation | {"prompt": "open the door"})
+    with pytest.raises(ValueError, match=r"observation\['video'\] must be a tensor, got ndarray: torch.from_numpy makes one"):
+        policy.predict_actions(observation | {"video": observation["video"].numpy()})
+    with pytest.raises(ValueError, match=r"observation\['proprio'\] holds numbers that are not finite: .*nan"):
+        policy.predict_actions(observation | {"proprio": observation["proprio"] * torch.nan})
     with pytest.raises(RuntimeError, match="no contract yet"):
         make().predict_actions(observation)
 

@@ -18,6 +18,7 @@ from mimicvideo.data.errors import DatasetError
 from mimicvideo.data.lerobot import LeRobotEpisodes
 from mimicvideo.data.modules import ClipData, Source
 from mimicvideo.data.window import Window
+from tests.every_format import hdf5, zarr_v2
 from tests.synthetic_episodes import ACTION_NAMES, DATA_FILE, STATE_NAMES, VIEW, Made, by_lerobot, by_writer, change_rows, what_is_shown
 
 LENGTHS, TASKS = (12, 9, 20, 6, 15, 11), ["a", "a", "a", "b", "b", "b"]
@@ -393,6 +394,16 @@ def test_a_video_only_dataset_serves_stage_1(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="has videos only, no numbers to take action_dim from: it serves stage 1"):
         DemonstrationData(3, 2, HORIZON, root=str(made.root), **GEOMETRY).setup()
     assert (made.root / DATA_FILE).is_file()
+
+
+@pytest.mark.parametrize("form", [zarr_v2, hdf5])
+def test_numbers_that_nothing_describes_are_named_with_the_way_to_describe_them(form: Any, tmp_path: Path) -> None:
+    form(tmp_path / "d")
+    what = r"proprio_dim|action_dim"
+    with pytest.raises(
+        DatasetError, match=rf"nothing says which numbers of .*d to take ({what}) from; it has .*: describe it with data.spec"
+    ):
+        DemonstrationData(3, 2, HORIZON, root=str(tmp_path / "d"), **GEOMETRY).setup()
 
 
 # ---- fewer windows --------------------------------------------------------------------------------------------------------------------
