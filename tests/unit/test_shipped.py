@@ -31,11 +31,26 @@ def test_files_of_the_working_directory_win_and_others_stay(tmp_path: Path, monk
 def test_an_installed_package_has_conf(tmp_path: Path) -> None:
     """What a wheel would hold, on its own and away from the clone."""
     root, library = Path(__file__).resolve().parents[2], tmp_path / "library"
-    build = [sys.executable, "setup.py", "-q", "egg_info", "-e", str(tmp_path), "build", "-b", str(tmp_path / "build"), "build_py", "-d"]
+    build = [
+        sys.executable,
+        "-c",
+        "import setuptools; setuptools.setup()",
+        "-q",
+        "egg_info",
+        "-e",
+        str(tmp_path),
+        "build",
+        "-b",
+        str(tmp_path / "build"),
+        "build_py",
+        "-d",
+    ]
     built = subprocess.run([*build, str(library)], cwd=root, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     there = {file.relative_to(library / "mimicvideo" / "conf") for file in (library / "mimicvideo" / "conf").rglob("*.yaml")}
     assert there == {file.relative_to(root / "conf") for file in (root / "conf").rglob("*.yaml")}
+    code = {file.relative_to(root) for file in (root / "mimicvideo").rglob("*") if file.is_file() and file.suffix != ".pyc"}
+    assert code <= {file.relative_to(library) for file in library.rglob("*")}
     code = (
         "import mimicvideo.compose as c, mimicvideo.data.spec as s, mimicvideo.shipped as w\n"
         "argv = c.compose_argv(w.with_shipped(['fit', '--config=conf/experiment/quickstart_action.yaml']))\n"
